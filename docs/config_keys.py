@@ -68,6 +68,7 @@ def _blocks() -> Iterator[tuple[str, type[BaseModel]]]:
             # A name of the user's own stands between these keys and theirs.
             yield f"{name}.NAME" if get_origin(field.annotation) is dict else name, model
     yield "outputs.patch", _required_model(Config, "outputs", "patch")
+    yield "outputs.raptor", _required_model(Config, "outputs", "raptor")
     yield "tasks.NAME.region", RegionChoice
     for name in (*HEADS, *TUNED):
         yield name, declared(name).settings

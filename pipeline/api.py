@@ -9,8 +9,8 @@
     model = radprobe.load_model("mass-model")
     model.predict_proba("new_studies")
 
-A config is a YAML file or a `Config` made of the same keys. xarray opens a store's `features.zarr`
-as it is.
+A config is a YAML file, by its path, or a `Config` made of the same keys. xarray opens a store's
+`features.zarr` as it is.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pipeline.config import loading as _loading
 from pipeline.config.heads import DEFAULT_HEADS
 from pipeline.config.methods import Method
 from pipeline.config.root import Config
-from pipeline.config.tasks import FeatureSet
+from pipeline.config.tasks import COLUMNS, FeatureSet
 from pipeline.extraction.embed import Speed
 from pipeline.extraction.same_store import check_store
 from pipeline.results import Result
@@ -63,11 +63,32 @@ __all__ = [
 ]
 
 AnyPath = str | PathLike[str]
+# A config, or the YAML file that it is read from.
+AnyConfig = Config | AnyPath
 
 
 def load_config(path: AnyPath) -> Config:
     """Read a config file. Raises ConfigError with one line a fault."""
     return _loading.load_config(Path(path))
+
+
+def _config(config: AnyConfig) -> Config:
+    """Return a config, read where it is a path. Raises ConfigError; TypeError for neither."""
+    if isinstance(config, Config):
+        return config
+    if isinstance(config, str | PathLike):
+        return load_config(config)
+    raise TypeError(
+        "A config must be a path, or what load_config returns. Got "
+        f"{type(config).__name__} instead."
+    )
+
+
+def _store(store: AnyConfig) -> str:
+    """Return where a store is: it itself, or that of a config or of its file."""
+    if isinstance(store, Config):
+        return fspath(store.store)
+    return fspath(load_config(store).store if Path(store).is_file() else store)
 
 
 def discover(root: AnyPath, **data: Any) -> tuple[pa.Table, pa.Table]:
@@ -85,12 +106,12 @@ def discover(root: AnyPath, **data: Any) -> tuple[pa.Table, pa.Table]:
     return collection.slices, collection.files
 
 
-def extract(config: Config, speed: Speed = Speed()) -> Summary:  # noqa: B008 (frozen)
+def extract(config: AnyConfig, speed: Speed = Speed()) -> Summary:  # noqa: B008 (frozen)
     """Embed what is not in the config's store yet, as `radprobe extract` does.
 
     Raises PartsFailedError where parts failed; those that did not are committed.
     """
-    summary = _extract.extract(config, speed)
+    summary = _extract.extract(_config(config), speed)
     if summary.parts_failed:
         raise PartsFailedError(
             f"{len(summary.parts_failed)} parts of {summary.store} failed, first "
@@ -101,16 +122,17 @@ def extract(config: Config, speed: Speed = Speed()) -> Summary:  # noqa: B008 (f
     return summary
 
 
-def evaluate(config: Config, methods: Sequence[Method] = DEFAULT_HEADS) -> list[Result]:
+def evaluate(config: AnyConfig, methods: Sequence[Method] = DEFAULT_HEADS) -> list[Result]:
     """Answer the config's tasks from its store, as `radprobe evaluate` does.
 
     Raises UnansweredError, which has the other answers, where some tasks cannot be answered.
     """
     from pipeline.segmentation.regions import update_regions
 
-    check_store(config)
-    update_regions(config)
-    return list(_evaluate.evaluate(config, methods))
+    read = _config(config)
+    check_store(read)
+    update_regions(read)
+    return list(_evaluate.evaluate(read, methods))
 
 
 class TaskData(NamedTuple):
@@ -144,7 +166,7 @@ class TaskData(NamedTuple):
         return batches_of(self.X, self.y, chosen, size=batch_size, shuffle=shuffle)
 
 
-def data(config: Config, task: str, features: FeatureSet = "cls+mean") -> TaskData:
+def data(config: AnyConfig, task: str, features: FeatureSet = "cls+mean") -> TaskData:
     """Return what a task of a config is asked of: features, labels, patients, sides of the split.
 
     In the order of rows, as models answer.
@@ -158,12 +180,18 @@ def data(config: Config, task: str, features: FeatureSet = "cls+mean") -> TaskDa
     from pipeline.segmentation.regions import update_regions
     from stores.errors import ConfigError
 
-    if task not in config.tasks:
-        known = ", ".join(config.tasks) or "none"
+    read = _config(config)
+    if task not in read.tasks:
+        known = ", ".join(read.tasks) or "none"
         raise ConfigError(f"The config has no task {task!r}. It has: {known}.")
-    check_store(config)
+    if COLUMNS in features:
+        raise ConfigError(
+            f"Columns become numbers by what train says of them, and stand in no array. Got "
+            f"features {features!r}; ask for those without columns."
+        )
+    check_store(read)
     # What heads are fitted on elsewhere is not of this store.
-    one = config.model_copy(update={"tasks": {task: config.tasks[task]}, "fit_on": None})
+    one = read.model_copy(update={"tasks": {task: read.tasks[task]}, "fit_on": None})
     update_regions(one)
     (cases,) = cases_of(one)
     cases.ensure_split()
@@ -180,7 +208,7 @@ def data(config: Config, task: str, features: FeatureSet = "cls+mean") -> TaskDa
 
 
 def fit(
-    config: Config,
+    config: AnyConfig,
     out: AnyPath,
     *,
     task: str | None = None,
@@ -197,7 +225,7 @@ def fit(
     from pipeline.fitted.estimator import wrapped
     from pipeline.fitted.kinds import fit_model
 
-    return wrapped(fit_model(config, Path(out), task=task, method=method, device=device))
+    return wrapped(fit_model(_config(config), Path(out), task=task, method=method, device=device))
 
 
 def load_model(path: AnyPath) -> Estimator | Segmenter:
@@ -208,10 +236,13 @@ def load_model(path: AnyPath) -> Estimator | Segmenter:
     return wrapped(load_model(Path(path)))
 
 
-def features(store: AnyPath, array: str = "cls", blocks: int = 1) -> tuple[NDArray[Any], pa.Table]:
+def features(
+    store: AnyConfig, array: str = "cls", blocks: int = 1
+) -> tuple[NDArray[Any], pa.Table]:
     """Return features (n, ...) of a store and the table of their n slices, row for row.
 
-    array: cls (its last `blocks` side by side), mean, patch or volume. Paths are the real ones
+    store: its folder or URL, or a config. array: cls (its last `blocks` side by side), mean, patch
+    or volume. Paths are the real ones
     where the store's key is there. Raises StoreNotFoundError, and KeyError for an array it does not
     have.
     """
@@ -231,8 +262,8 @@ class Features:
     which: Selection
     slices: pa.Table
 
-    def __init__(self, store: AnyPath, array: str = "cls", blocks: int = 1) -> None:
-        opened = FeatureStore.open(fspath(store))
+    def __init__(self, store: AnyConfig, array: str = "cls", blocks: int = 1) -> None:
+        opened = FeatureStore.open(_store(store))
         which = Selection(array, blocks)
         which.row_shape(opened)  # raises for what is not there
         names = Names(opened.path)

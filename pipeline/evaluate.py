@@ -39,7 +39,7 @@ from pipeline.evaluation.slice_weights import SLICES, weights_table
 from pipeline.evaluation.splits import PARTS
 from pipeline.recipe import recipe_of
 from pipeline.results import PartCount, Positive, Result, Score, Tuned
-from pipeline.shared.epochs import epochs_told_to
+from pipeline.shared.steps import listening_to_steps, titled
 
 # what is being answered, how many answers are done, of how many
 Progress = Callable[[str, int, int], None]
@@ -67,9 +67,9 @@ def evaluate(
         for cases, method in _questions(task, methods):
             if progress:
                 progress(f"{cases.name}: {method}", len(results), number)
-            epochs = progress and functools.partial(progress, f"{cases.name}: {method}, epochs")
+            steps = titled(progress, f"{cases.name}: {method}")
             compute = functools.partial(_run, cases, method, device)
-            with failures.of(cases.name), epochs_told_to(epochs):
+            with failures.of(cases.name), listening_to_steps(steps):
                 results.append(answer(cases, method, compute))
     if results:
         publish(config.store, results)
@@ -104,7 +104,7 @@ def _count_answers(config: Config, methods: Sequence[Method]) -> int:
     """Return how many answers `evaluate` will give, as `_questions` yields them."""
     number = 0
     for task in config.tasks.values():
-        number += len(methods)
+        number += len(_asked_of(task, methods))
         if "probe" in methods:
             number += len(task.shortcuts)
     return number
@@ -118,11 +118,21 @@ def _run(
 
 def _questions(task: Cases, methods: Sequence[Method]) -> Iterator[tuple[Cases, Method]]:
     """Yield what is asked of a task: every method, then a probe of each shortcut."""
-    for method in methods:
+    for method in _asked_of(task.task, methods):
         yield task, method
     if "probe" in methods:
         for column in task.task.shortcuts:
             yield _shortcut(task, column), "probe"
+
+
+def _asked_of(task: Task, methods: Sequence[Method]) -> Sequence[Method]:
+    """Return those of several methods that can be asked of a task of survival, or of others.
+
+    Where none can, all: their answers say why not.
+    """
+    is_survival = task.time is not None
+    able = [name for name in methods if ("survival" in declared(name).kinds) == is_survival]
+    return able or methods
 
 
 def _shortcut(cases: Cases, column: str) -> Cases:

@@ -315,7 +315,7 @@ class _ExtractRun:
                 workers=self._header_workers(),
                 open_files=open_files,
             )
-            self._say_ahead(look)
+            self._report_outlook(look)
         self.notes = look.notes
         return look.counts
 
@@ -335,13 +335,21 @@ class _ExtractRun:
             )
             if look is None:
                 return {}
-            self._say_ahead(look)
+            self._report_outlook(look)
         self.notes = look.notes
         return look.counts
 
-    def _say_ahead(self, look: Look) -> None:
+    def _report_outlook(self, look: Look) -> None:
         """Say what the config's labels, masks and split come to, while nothing is spent yet."""
-        self.ahead(outlook_of(self.config, look.reconciled.slices, look.names, look.withdrawn))
+        outlook = outlook_of(
+            self.config,
+            look.reconciled.slices,
+            look.names,
+            look.withdrawn,
+            # Where nothing is to be embedded, the time that this takes would save none.
+            read_masks=look.reconciled.added.num_rows > 0,
+        )
+        self.ahead(outlook)
 
     def _ring(self, shard: Shard) -> EmbedResult:
         with self._clock("embed_s"):

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline.annotations.label_file import LabelTable, read_labels
 from pipeline.annotations.label_report import EXAMPLES, JoinReport, join_report
 from pipeline.annotations.labels import label_units
-from pipeline.annotations.mask_matching import absent_files, join
+from pipeline.annotations.mask_matching import absent_files, join, other_suffixes, why_none
 from pipeline.annotations.units import Truth, Units
 from pipeline.config.root import Config
 from pipeline.config.tasks import Task
@@ -79,9 +79,7 @@ class TaskOutlook:
     refused: str = ""
 
     def lines(self) -> list[str]:
-        """Return it in sentences."""
-        if self.refused:
-            return [f"Task {self.task} cannot be answered: {self.refused}"]
+        """Return it in sentences, of a task that can be answered."""
         shown = [each for each in self.classes if each.patients >= _FEWEST_SHOWN]
         shown = sorted(shown, key=lambda each: -each.units)[:_MOST_CLASSES]
         counts = [
@@ -100,7 +98,10 @@ class TaskOutlook:
 class MaskOutlook:
     """What a set of masks comes to: slices that have one, and files that are not there.
 
-    unknown: why they are not joined here; "" where they are.
+    absent_suffixes: what files end in that are otherwise called as those. unknown: why they are not
+    joined here; "" where they are. refused: why none can be used; "" where some can. read: how many
+    of `files` masks were looked into; faults: what was wrong with how many of these; not_shown: the
+    structures that none of them shows.
     """
 
     masks: str
@@ -108,17 +109,51 @@ class MaskOutlook:
     slices: int = 0
     absent: int = 0
     absent_examples: tuple[str, ...] = ()
+    absent_suffixes: tuple[str, ...] = ()
     unknown: str = ""
+    refused: str = ""
+    files: int = 0
+    read: int = 0
+    faults: dict[str, int] = field(default_factory=dict)
+    not_shown: tuple[str, ...] = ()
+
+    @property
+    def usable(self) -> bool:
+        """Whether any may be of use, as far as is known."""
+        return not self.refused and (not self.read or sum(self.faults.values()) < self.read)
 
     def lines(self) -> list[str]:
         """Return it in sentences."""
         if self.unknown:
             return [f"Masks {self.masks}: {self.unknown}"]
-        lines = [f"Masks {self.masks}: {self.masked} of {self.slices} slices have a mask."]
+        if self.refused:
+            return [f"Masks {self.masks} cannot be used: {self.refused}"]
+        lines = [f"{self.masked} of {self.slices} slices have a mask."]
         if self.absent:
             shown = f", first {', '.join(self.absent_examples)}" if self.absent_examples else ""
-            absent = count(self.absent, "file is", "files are")
-            lines.append(f"Masks {self.masks}: {absent} not there{shown}.")
+            there = ""
+            if self.absent_suffixes:
+                suffixes = " and ".join(self.absent_suffixes)
+                there = f"; there are files of such names in {suffixes}"
+            lines.append(f"{count(self.absent, 'file is', 'files are')} not there{shown}{there}.")
+        return [f"Masks {self.masks}: {line}" for line in lines + self._lines_of_read()]
+
+    def _lines_of_read(self) -> list[str]:
+        """Return what was seen in the masks that were looked into."""
+        if not self.read:
+            return []
+        looked_at = f"{self.read} of {count(self.files, 'mask')} looked at"
+        if not self.faults:
+            lines = [f"{looked_at}, values and sizes fit."]
+        else:
+            shown = [*self.faults.items()][:EXAMPLES]
+            told = [f"it {why} ({n})" for why, n in shown]
+            unusable = sum(self.faults.values())
+            others = unusable - sum(n for _, n in shown)
+            more = f"; {others} for other reasons" if others else ""
+            lines = [f"{looked_at}, {unusable} cannot be used: {'; '.join(told)}{more}."]
+        if self.not_shown:
+            lines.append(f"none looked at shows {', '.join(map(repr, self.not_shown))}.")
         return lines
 
 
@@ -128,7 +163,8 @@ class Outlook:
 
     modalities: how many slices each has, the commonest first. labels: how the label file joins,
     None where there is none. notes: which slices name no modality, what is asked of features that
-    are not kept, and why labels cannot be read.
+    are not kept, and why labels that no task needs cannot be read. segments: whether heads are to
+    segment by the masks.
     """
 
     modalities: dict[str, int] = field(default_factory=dict)
@@ -137,6 +173,16 @@ class Outlook:
     masks: tuple[MaskOutlook, ...] = ()
     notes: tuple[str, ...] = ()
 
+    segments: bool = False
+
+    @property
+    def answerable(self) -> bool:
+        """Whether any task, or masks of heads that segment, can be answered; or none is asked."""
+        can_be = [not task.refused for task in self.tasks]
+        if self.segments:
+            can_be += [masks.usable for masks in self.masks]
+        return any(can_be) or not can_be
+
     def lines(self) -> list[str]:
         """Return it in sentences, a line each."""
         lines = []
@@ -144,8 +190,16 @@ class Outlook:
             each = ", ".join(f"{n} {name}" for name, n in self.modalities.items())
             lines.append(f"Slices by modality: {each}.")
         lines += self.labels.lines() if self.labels else []
+        # What several tasks cannot be answered for is told once.
+        refused: dict[str, list[str]] = {}
         for task in self.tasks:
-            lines += task.lines()
+            if task.refused:
+                refused.setdefault(task.refused, []).append(task.task)
+            else:
+                lines += task.lines()
+        for why, names in refused.items():
+            tasks = f"Task{'s' * (len(names) > 1)} {', '.join(names)}"
+            lines.append(f"{tasks} cannot be answered: {why}")
         for masks in self.masks:
             lines += masks.lines()
         return lines + list(self.notes)
@@ -158,24 +212,31 @@ def log_outlook(outlook: Outlook) -> None:
 
 
 def outlook_of(
-    config: Config, slices: pa.Table, names: Names, withdrawn: Withdrawn = NOBODY
+    config: Config,
+    slices: pa.Table,
+    names: Names,
+    withdrawn: Withdrawn = NOBODY,
+    *,
+    read_masks: bool = True,
 ) -> Outlook:
     """Return what a config comes to on slices (SLICE_SCHEMA, real paths).
 
-    withdrawn: whose labels are no longer expected to join any.
+    withdrawn: whose labels are no longer expected to join any. read_masks: whether some masks are
+    looked into.
     """
     if not len(slices):
         return Outlook()
     labels, tasks, notes = _labels(config, slices, names, withdrawn)
     masks = []
     for name in config.masks:
-        masks.append(_masks(config, name, slices, names))
+        masks.append(_masks(config, name, slices, names, read=read_masks))
     live = slices.filter(pc.invert(slices["withdrawn"]))
     return Outlook(
         modalities=modalities_of(live),
         labels=labels,
         tasks=tuple(tasks),
         masks=tuple(masks),
+        segments=bool(config.segment),
         notes=(*unnamed_note(config.data, live), *notes, *_not_kept(config)),
     )
 
@@ -189,25 +250,29 @@ def _labels(
         table = read_labels(config.labels, [])
         report = join_report(table, slices, config.data.root, names, withdrawn)
     except LabelError as error:
-        return None, [], [str(error)]
+        refused = [TaskOutlook(name, refused=str(error)) for name in config.tasks]
+        return None, refused, [] if refused else [str(error)]
     failures = Failures()
     tasks = {name: with_policies(task, config.labels) for name, task in config.tasks.items()}
     tables = tables_of(config, config.labels, tasks, failures)
     outlooks = {}
     for name, of_task in tables.items():
         with failures.of(name):
+            if not report.joined_slices:
+                # Why is said of the file, once for all tasks.
+                raise LabelError(f"No row of {report.file!r} joins a slice, as is said above.")
             outlooks[name] = _task(config, name, tasks[name], of_task, slices, names)
     # The first reason of each task that cannot be answered.
     for name, why in reversed(failures.errors):
         outlooks[name] = TaskOutlook(name, refused=str(why))
     # What is said of the file is said once, above.
-    said = set(report.notes)
+    shown_above = set(report.notes)
     in_order = [outlooks[name] for name in config.tasks]
-    return report, [_without_notes(each, said) for each in in_order], []
+    return report, [_without_notes(each, shown_above) for each in in_order], []
 
 
-def _without_notes(outlook: TaskOutlook, said: set[str]) -> TaskOutlook:
-    return replace(outlook, notes=tuple(note for note in outlook.notes if note not in said))
+def _without_notes(outlook: TaskOutlook, shown_above: set[str]) -> TaskOutlook:
+    return replace(outlook, notes=tuple(note for note in outlook.notes if note not in shown_above))
 
 
 # --- a task --------------------------------------------------------------------------------
@@ -302,7 +367,8 @@ def _split(
 # --- masks and features --------------------------------------------------------------------
 
 
-def _masks(config: Config, name: str, slices: pa.Table, names: Names) -> MaskOutlook:
+def _masks(config: Config, name: str, slices: pa.Table, names: Names, *, read: bool) -> MaskOutlook:
+    """Return what masks come to; read: whether some are looked into."""
     masks = config.masks[name]
     if masks.by == "uid":
         # Every DICOM file would be opened for it.
@@ -311,15 +377,26 @@ def _masks(config: Config, name: str, slices: pa.Table, names: Names) -> MaskOut
     try:
         groups = join(config, masks, slices, names)
         absent = absent_files(config, masks, slices, groups)
+        refused = "" if groups else why_none(config, masks, slices)
     except (ConfigError, LabelError) as error:
-        return MaskOutlook(name, unknown=str(error))
-    return MaskOutlook(
+        return MaskOutlook(name, refused=str(error))
+    outlook = MaskOutlook(
         name,
         masked=sum(len(group.numbers) for group in groups),
         slices=int((~slices["withdrawn"].to_numpy(zero_copy_only=False)).sum()),
         absent=len(absent),
         absent_examples=tuple(absent[:EXAMPLES]) if names.paths == "keep" else (),
+        absent_suffixes=tuple(other_suffixes(masks.root or config.data.root, absent)),
+        refused=refused,
+        files=len(groups),
     )
+    if not read or not groups:
+        return outlook
+    # Here, since it brings what reads masks.
+    from pipeline.segmentation.mask_outlook import sample_masks
+
+    sample = sample_masks(config, masks, slices, names, groups)
+    return replace(outlook, read=sample.read, faults=sample.faults, not_shown=sample.absent)
 
 
 def _not_kept(config: Config) -> Sequence[str]:

@@ -187,8 +187,9 @@ RESIZED_OF_CROPPED = 256 / 224
 
 
 # How a volume comes to the size that a 3D network takes: squeezed to it; padded and cut about its
-# middle; or seen in windows of it that overlap, whose features are averaged.
-VolumeFit = Literal["resize", "pad", "windows"]
+# middle; seen in windows of it that overlap, whose features are averaged; or, of Raptor, squeezed
+# along the axes that are longer.
+VolumeFit = Literal["resize", "pad", "windows", "shrink"]
 
 
 class VolumeInput(Frozen):
@@ -357,6 +358,25 @@ class Architecture(Frozen):
 _SIZES = {(384, 12): "s", (768, 12): "b", (1024, 24): "l", (1280, 32): "h", (1536, 40): "g"}
 
 
+class Raptor(Frozen):
+    """How a network of slices sees a volume: by Raptor (arXiv 2507.08254), which trains nothing.
+
+    planes: those that the volume is cut along. Of each, the patch tokens of all slices are averaged
+    at each place of the grid, and what comes of it is multiplied by a matrix (d, numbers) of
+    standard normal values. numbers: K of the paper. seed: of the matrix.
+    """
+
+    planes: Annotated[tuple[Plane, ...], Field(min_length=1)] = ("axial", "coronal", "sagittal")
+    numbers: Annotated[int, Field(ge=1)] = 100
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Raptor:
+        if len(set(self.planes)) != len(self.planes):
+            raise ValueError(f"planes must name each plane once. Got {self.planes} instead.")
+        return self
+
+
 class PatchTokens(Frozen):
     """How patch tokens are kept, each after the final LayerNorm.
 
@@ -388,6 +408,7 @@ class Recipe(Frozen):
     dtype: Literal["float16", "float32"] = "float16"
     precision: Precision = "float32"
     patch: PatchTokens = PatchTokens()
+    raptor: Raptor | None = None
     preprocess: Preprocess = Preprocess()
 
     @model_validator(mode="after")
@@ -414,9 +435,12 @@ class Recipe(Frozen):
             raise ValueError(f"outputs must be one or more, each once. Got {self.outputs} instead.")
         if (self.preprocess.volume is not None) != (self.outputs == ("volume",)):
             raise ValueError(
-                f"A 3D network, and no other, gives the output `volume` alone. Got "
-                f"outputs {list(self.outputs)} of {self.architecture.name} instead."
+                "What sees volumes gives the output `volume` and nothing beside it: a 3D network, "
+                "or a network of slices with `outputs: {keep: [volume]}`. Got outputs "
+                f"{list(self.outputs)} of {self.architecture.name} instead."
             )
+        if self.raptor is not None:
+            self._check_raptor()
         if self.patch != PatchTokens() and "patch" not in self.outputs:
             raise ValueError(
                 f"outputs.patch says how patch tokens are kept, and outputs.keep has none. Got "
@@ -436,6 +460,26 @@ class Recipe(Frozen):
             )
         return self
 
+    def _check_raptor(self) -> None:
+        """Raise ValueError for settings that slices cut out of a volume know nothing of."""
+        if self.outputs != ("volume",):
+            raise ValueError(
+                f"outputs.raptor makes the output `volume`. Got outputs {list(self.outputs)} "
+                "instead; write `keep: [volume]`."
+            )
+        assert self.preprocess.volume is not None
+        for name, asked, only in (
+            ("preprocess.volume.fit", self.preprocess.volume.fit, "shrink"),
+            ("preprocess.volume.axes", self.preprocess.volume.axes, "RAS"),
+            ("preprocess.crop", self.preprocess.crop, "none"),
+            ("preprocess.view", self.preprocess.view, "none"),
+        ):
+            if asked != only:
+                raise ValueError(
+                    f"Where a network of slices sees volumes, {name} must be {only}. "
+                    f"Got {asked} instead."
+                )
+
     @property
     def arrays(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Return the arrays that are filled: name -> shape of a row, dtype."""
@@ -451,6 +495,8 @@ class Recipe(Frozen):
             "patch": (*tokens, dim),
             "volume": (dim,),
         }
+        if self.raptor is not None:
+            shapes["volume"] = (len(self.raptor.planes) * self.raptor.numbers * grid**2,)
         arrays: dict[str, tuple[tuple[int, ...], str]] = {}
         for name in self.outputs:
             arrays[name] = shapes[name], self.dtype
@@ -463,6 +509,13 @@ class Recipe(Frozen):
     def level(self) -> Literal["slice", "volume"]:
         """What features are of: each slice by itself, or the whole volume, which its rows share."""
         return "slice" if self.preprocess.volume is None else "volume"
+
+    @property
+    def sees(self) -> Literal["slices", "volumes", "planes"]:
+        """What the network is given: slices, whole volumes, or slices along planes of volumes."""
+        if self.raptor is not None:
+            return "planes"
+        return "slices" if self.level == "slice" else "volumes"
 
     @property
     def random(self) -> bool:
@@ -480,7 +533,8 @@ class Recipe(Frozen):
         # Of a digest so much as tells two files apart.
         weights = re.sub(r"(?<=sha256:)[0-9a-f]{64}", lambda match: match[0][:8], self.weights)
         treatment = "" if self.architecture.treatment == "own" else ", as the paper treats it"
-        return f"{self.architecture.name} ({weights}{treatment})"
+        raptor = "" if self.raptor is None else "Raptor over "
+        return f"{raptor}{self.architecture.name} ({weights}{treatment})"
 
     @classmethod
     def from_text(cls, text: str) -> Recipe:
@@ -499,6 +553,8 @@ class Recipe(Frozen):
             del content["precision"]
         if self.patch == PatchTokens():  # so here
             del content["patch"]
+        if self.raptor is None:
+            del content["raptor"]
         if self.preprocess.view == "none":
             del content["preprocess"]["view"]
         if self.preprocess.view != "shift" or self.preprocess.shift == "pixels":

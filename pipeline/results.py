@@ -228,7 +228,7 @@ class Result(Frozen):
     fitted_on: FittedOn | None = None
 
     @property
-    def asked(self) -> str:
+    def configured_task(self) -> str:
         """The task as its config calls it, whatever heads were fitted on."""
         return self.task if self.fitted_on is None else self.fitted_on.task
 

@@ -29,7 +29,7 @@ from pipeline.evaluation.result_files import (
 from pipeline.results import Segmented, Tuned
 from pipeline.segmentation.cases import CONTRACT, Progress, SegmentationCases
 from pipeline.segmentation.predictions import part_counts
-from pipeline.shared.epochs import epochs_told_to
+from pipeline.shared.steps import listening_to_steps, titled
 from stores._disk import files_in
 from stores.errors import ConfigError
 
@@ -66,10 +66,9 @@ def segment(
                 if progress:
                     number = len(config.masks) * len(config.segment)
                     progress(f"{task}: {head}", len(answers), number)
-                epochs = progress and functools.partial(progress, f"{task}: {head}, epochs")
                 compute = functools.partial(compute_trials, cases, head, device)
                 # A head may take hours: of each of its fits is told how far it is.
-                with epochs_told_to(epochs):
+                with listening_to_steps(titled(progress, f"{task}: {head}")):
                     answers.append(answer(cases, head, compute))
     if answers:
         publish(config.store, answers)

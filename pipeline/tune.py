@@ -67,6 +67,7 @@ def tune(
             find = functools.partial(answer, cases, method, compute)
             with failures.of(cases.name):
                 _refuse_regions(cases)
+                _refuse_survival(cases)
                 results.append(_with_networks(cases.store, find, path))
     if results:
         publish(config.store, results)
@@ -80,6 +81,15 @@ def _refuse_regions(cases: Cases) -> None:
         raise ConfigError(
             f"{cases.name}: a network is tuned on whole images, and its cases are regions. Tune on "
             "their crops, which `radprobe crops` writes, or ask heads by `radprobe evaluate`."
+        )
+
+
+def _refuse_survival(cases: Cases) -> None:
+    """Raise ConfigError for tasks of survival, which no network is tuned for."""
+    if cases.task.time is not None:
+        raise ConfigError(
+            f"{cases.name}: a network is tuned on classes, labels or numbers, and this is a task "
+            "of survival. Ask a head about it: `radprobe cox`."
         )
 
 

@@ -96,14 +96,14 @@ class Originals:
         self, rows: Sequence[int], digests: Sequence[bytes], modalities: Sequence[str]
     ) -> dict[int, int]:
         """Return row -> the row that first held its pixels; rows of new pixels are remembered."""
-        asked: dict[int, bytes] = {}
+        key_of_row: dict[int, bytes] = {}
         for row, digest, modality in zip(rows, digests, modalities, strict=True):
             rule = self._rule_of(modality)
             if rule is not None:
-                asked[row] = digest[:15] + bytes([rule])
-        committed = self._committed(list(asked.values()))
+                key_of_row[row] = digest[:15] + bytes([rule])
+        committed = self._committed(list(key_of_row.values()))
         first: dict[int, int] = {}
-        for (row, key), known in zip(asked.items(), committed, strict=True):
+        for (row, key), known in zip(key_of_row.items(), committed, strict=True):
             original = self._part.setdefault(key, row) if known is None else known
             if original != row:
                 first[row] = original

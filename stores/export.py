@@ -94,8 +94,8 @@ def export_npy(store: FeatureStore, out: Path, which: Selection, written: list[P
     slices = live_slices(store)
     rows = row_numbers(slices)
     shape = (len(rows), *which.row_shape(store))
-    beside = out.with_suffix(".parquet")
-    with aside(out, written) as path, aside(beside, written) as table:
+    table_file = out.with_suffix(".parquet")
+    with aside(out, written) as path, aside(table_file, written) as table:
         _write_parquet(table, [slices], slices.schema.with_metadata({SEAL: _seal(slices)}))
         # Piece by piece, since the features of a large store do not fit in memory, and by no map of
         # the file: where the disk takes no more, that ends the process.

@@ -131,9 +131,10 @@ def verify(path: Path | str) -> Report:
         report.findings += _files_of_purged(store)
     except CorruptStoreError as error:  # what lies there cannot even be listed
         report.findings.append(Finding("odd", store.place, str(error)))
+    # Of a store with damage, equal digests say nothing.
     if report.sound:
         report.twins = find_twins(store)
-        report.findings += _told_twins(report.twins)
+        report.findings += _twin_findings(report.twins)
     return report
 
 
@@ -148,6 +149,7 @@ def repair(path: Path | str) -> Report:
     check_there(storage)
     # Before anything is written or removed: the store may be of a stranger.
     check_folders(storage.folder)
+    # What another process has written by half would be taken for damage.
     with storage.occupied():
         mended = _mend_manifest(storage)
         report = verify(storage.folder)
@@ -184,6 +186,8 @@ def _queue_damaged(store: FeatureStore, report: Report) -> list[str]:
     damage = [finding for finding in report.findings if finding.damage]
     for index in sorted({each.part for each in damage if each.part is not None}):
         with store.reclaim(store.layout.part(index)):
+            # Its chunks stay: without a receipt nobody reads them, and the next run writes over
+            # them.
             store.storage.remove([receipt_name(index)])
         done.append(f"part {index}: queued again, run `radprobe extract`")
     return done
@@ -229,6 +233,7 @@ def _finish_purges(store: FeatureStore, report: Report) -> list[str]:
     if not left:
         return []
     rows = purged_rows(store)
+    # The features first: what is derived from them could be computed again.
     void_parts(store, rows)
     drop_derived(store, store.withdrawn.purged)
     drop_notes(store, store.withdrawn.purged, rows)
@@ -539,7 +544,7 @@ def _derived(path: Path, name: str, names: set[str]) -> Iterator[Finding]:
         yield Finding("result", name, "does not fit the checksum beside it")
 
 
-def _told_twins(twins: Sequence[Twins]) -> Iterator[Finding]:
+def _twin_findings(twins: Sequence[Twins]) -> Iterator[Finding]:
     """Tell slices with the same pixels: across train and test they are leakage."""
     if twins:
         slices = sum(len(each.rows) for each in twins)

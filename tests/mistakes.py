@@ -190,6 +190,13 @@ def _workbook(root: Path) -> None:
     book.save(root / "ward.xlsx")
 
 
+def _masks(root: Path) -> None:
+    """Write masks of all pictures, as TIFF."""
+    for i in range(24):
+        path = root / "masks" / f"{Path(picture(i)).stem}.tif"
+        write_png(path, np.full((40, 40), 255, np.uint8))
+
+
 EXTRACT = "extract my.yaml --device cpu --workers 0"
 MISTAKES = [
     Mistake("the config is not there", "extract nowhere.yaml"),
@@ -324,6 +331,30 @@ MISTAKES = [
             "other.csv",
             f"path,patient,look\nx/{picture(0)},MARKID1,dark\nx/{picture(1)},MARKID2,bright\n",
         ),
+    ),
+    Mistake(
+        "the labels' paths have another suffix",
+        "evaluate my.yaml",
+        {"labels.file": "suffix.csv"},
+        _write(
+            "suffix.csv",
+            "path,patient,look\n"
+            + "".join(f"{picture(i)[:-4]}.dcm,MARKID{i},dark\n" for i in range(3)),
+        ),
+    ),
+    Mistake(
+        "no mask is where its pattern says",
+        "segment my.yaml",
+        {
+            "masks.lung": {"root": "masks", "files": {"**": "{stem}.png"}, "values": "lung"},
+            "segment": {"knn": {"method": "knn"}},
+        },
+        _masks,
+    ),
+    Mistake(
+        "nothing that is asked can be answered",
+        "plan my.yaml",
+        {"tasks.look.labels": ["lok"]},
     ),
     Mistake("more folds than patients", "evaluate my.yaml", {"split.folds": 50}),
     Mistake("a store's path is misspelt", "verify stroe"),

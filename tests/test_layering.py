@@ -42,6 +42,7 @@ HOMES = {
         "pipeline.backbones.i3resnet",
         "pipeline.backbones.volume_networks",
         "pipeline.preprocessing.volume_input",
+        "pipeline.inference.raptor",
         "pipeline.inference.volumes",
         "pipeline.preprocessing.prepare",
         "pipeline.preprocessing.intensity",
@@ -85,6 +86,7 @@ HOMES = {
         "pipeline.doctor",
         "pipeline.segmentation.knn",
     },
+    "lifelines": {"pipeline.evaluation.heads.cox"},  # inside functions: an optional extra
     "sklearn": {"pipeline.evaluation.heads.probe_fit", "pipeline.fitted.calibration"},
     "zarr": {"stores._build"},
     "highdicom": {"pipeline.segmentation.dicom_writer", "pipeline.fitted.dicom_report"},

@@ -80,16 +80,16 @@ class _Tables:
         folder = f"{subject}/{image.session}" if image.session else subject
         labels = "_".join(filter(None, [image.subject, image.session]))
         above = f"{image.dataset}/" if image.dataset else ""
-        said = [*self._of_tools(f"{above}{_PHENOTYPE}", image)]
+        sources = [*self._of_tools(f"{above}{_PHENOTYPE}", image)]
         for table, key, value in (
             (f"{above}participants.tsv", _PARTICIPANT, image.subject),
             (f"{subject}/{image.subject}_sessions.tsv", _SESSION, image.session),
             (f"{folder}/{labels}_scans.tsv", _SCAN, path.removeprefix(f"{folder}/")),
         ):
-            said.append(self._rows(table, [key]).get((value,), {}))
+            sources.append(self._rows(table, [key]).get((value,), {}))
         # From far to near: an empty cell takes nothing from what stands farther away.
         cells: dict[str, str] = {}
-        for row in said:
+        for row in sources:
             cells |= {name: text for name, text in row.items() if text or name not in cells}
         return cells
 
@@ -104,12 +104,14 @@ class _Tables:
 
     def check_columns(self) -> None:
         """Raise LabelError where a column stands in no table, or in those of several tools."""
-        whole = [f"{tool}.{name}" for tool, names in self.measures.items() for name in names]
-        every = sorted({*self.there, *whole})
+        qualified = [f"{tool}.{name}" for tool, names in self.measures.items() for name in names]
+        every = sorted({*self.there, *qualified})
         for name in self.wanted:
             if places_of(name, every):
                 continue
-            meant = [each for each in sorted(whole) if places_of(name, [each.partition(".")[2]])]
+            meant = [
+                each for each in sorted(qualified) if places_of(name, [each.partition(".")[2]])
+            ]
             if len(meant) > 1:
                 raise LabelError(
                     f"The column {name!r} stands in several tables of the BIDS folder "
@@ -161,7 +163,7 @@ class _Tables:
         texts = read_table(path, [*dict.fromkeys([*there, *columns.values()])]).columns
         rows: _Rows = {}
         for values in zip(*texts.values(), strict=True):
-            row = dict(zip(texts, map(_said, values), strict=True))
+            row = dict(zip(texts, map(_cell_text, values), strict=True))
             named = tuple(_with_key(key, row.get(key, "")) for key in keys)
             cells = {name: row[column] for name, column in columns.items()}
             if rows.setdefault(named, cells) != cells:
@@ -178,7 +180,7 @@ def _with_key(column: str, text: str) -> str:
     return text if not text or text.startswith(beginning) else beginning + text
 
 
-def _said(cell: str) -> str:
+def _cell_text(cell: str) -> str:
     """Return what a cell says: n/a, in every BIDS table, is nothing."""
     text = cell.strip()
     return "" if text == "n/a" else text

@@ -76,6 +76,8 @@ def encode(
     """
     used, place = np.unique(label, return_inverse=True)
     present = texts[used]
+    if task.time is not None:
+        return Classes(_watched(present, task, empty)[place], task.labels, "survival")
     if task.values == "number":
         numbers = present[:, 0].astype(np.float64)
         _refuse_one_value(np.unique(numbers).size, task, empty)
@@ -101,6 +103,35 @@ def encode(
     number = {name: i for i, name in enumerate(classes)}
     y = np.array([number[value] for value in values], dtype=np.int64)
     return Classes(y[place], tuple(classes), kind)
+
+
+def _watched(texts: NDArray[Any], task: Task, empty: Sequence[str]) -> NDArray[np.float64]:
+    """Return (rows, 2) how long each was watched, and whether its event was seen (1) or not (0).
+
+    texts (rows, 2): of the event, of the time. Raises LabelError for a time below 0, for events
+    that are not one of two, and where none was seen.
+    """
+    assert task.event is not None
+    times = texts[:, 1].astype(np.float64)
+    below = int((times < 0).sum())
+    if below:
+        raise LabelError(
+            f"Nobody is watched for less than no time. Column {task.time!r} has {below} "
+            f"number{'s' * (below > 1)} below 0 among the rows that join; correct them, or leave "
+            "the cells empty."
+        )
+    names = sorted(set(texts[:, 0].tolist()), key=_numbers_first)
+    # Where all have one value, nobody was censored, or none had the event.
+    if len(names) == 1 and known_positive([names[0], "0"]) == names[0]:
+        names.insert(0, "0")
+    if len(names) != 2:
+        raise LabelError(
+            f"A column of events says of each whether it was seen: 1 or 0. Column {task.event!r} "
+            f"has {_listed(names)} among the rows that join"
+            f"{''.join(f'; {note}' for note in empty)}."
+        )
+    _, seen = _positive_last(names, Counter(texts[:, 0].tolist()), task, either_way=False)
+    return np.stack([times, texts[:, 0] == seen], axis=1).astype(np.float64)
 
 
 def _refuse_one_value(values: int, task: Task, empty: Sequence[str]) -> None:

@@ -41,8 +41,8 @@ def inspect(path: Path) -> MaskFile:
     """Return what a file holds. Raises UnreadableError."""
     dataset = _read(path, pixels=False)
     if _is_contours(dataset):
-        return _told(contours.inspect, dataset)
-    frames = _told(_frames, dataset)
+        return _guarded(contours.inspect, dataset)
+    frames = _guarded(_frames, dataset)
     headers = []
     instances = set()
     for number, ((image, _), members) in enumerate(frames.items()):
@@ -73,9 +73,9 @@ def planes(path: Path, images: Sequence[Header], wanted: Collection[int]) -> Ite
     """
     dataset = _read(path, pixels=True)
     if _is_contours(dataset):
-        yield from _told(lambda each: list(contours.planes(each, images, wanted)), dataset)
+        yield from _guarded(lambda each: list(contours.planes(each, images, wanted)), dataset)
         return
-    frames = _told(_frames, dataset)
+    frames = _guarded(_frames, dataset)
     try:
         stored = np.asarray(dataset.pixel_array)
     except Exception as error:
@@ -133,7 +133,7 @@ def _frames(dataset: Dataset) -> Frames:
     return frames
 
 
-def _told(read: Callable[[Dataset], T], dataset: Dataset) -> T:
+def _guarded(read: Callable[[Dataset], T], dataset: Dataset) -> T:
     """Return what is read of a dataset. Raises UnreadableError where it is not as it should be."""
     try:
         return read(dataset)

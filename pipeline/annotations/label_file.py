@@ -68,9 +68,11 @@ def read_labels(
     Raises LabelError for a missing file or column, and for a file that is no table.
     """
     # Which structure a region is of stands in no file.
-    asked = list(dict.fromkeys(c for c in (*_columns_of(settings, tasks), *more) if c != STRUCTURE))
-    of_paths = [name for name in asked if name == ROOT_COLUMN or name.startswith(bids.COLUMN)]
-    names = [name for name in asked if name not in of_paths]
+    wanted = list(
+        dict.fromkeys(c for c in (*_columns_of(settings, tasks), *more) if c != STRUCTURE)
+    )
+    of_paths = [name for name in wanted if name == ROOT_COLUMN or name.startswith(bids.COLUMN)]
+    names = [name for name in wanted if name not in of_paths]
     if settings.root is not None:
         names = list(dict.fromkeys([*names, settings.root]))
     read = read_bids_table if settings.file.is_dir() else read_table
@@ -176,7 +178,8 @@ def _columns_of(settings: Labels, tasks: Iterable[Task]) -> list[str]:
     names = [settings.key]
     names += [name for name in (settings.patient, settings.structure) if name]
     for task in tasks:
-        names += task.labels
+        names += task.truth_columns
+        names += task.columns
         names += task.subgroups
     return list(dict.fromkeys(names))
 
@@ -209,14 +212,14 @@ def _without_nought(text: str) -> str:
 
     Minus nought, as a rounded float has it, is nought.
     """
-    whole = _WHOLE.fullmatch(text)
-    number = whole[1] if whole else text
+    integer = _WHOLE.fullmatch(text)
+    number = integer[1] if integer else text
     return "0" if number == "-0" else number
 
 
 def _without_comma_nought(text: str) -> str:
-    whole = _WHOLE_BY_COMMA.fullmatch(text)
-    return whole[1] if whole else text
+    integer = _WHOLE_BY_COMMA.fullmatch(text)
+    return integer[1] if integer else text
 
 
 def _day_in_order(text: str) -> str:

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from pipeline.annotations.label_file import LabelTable, Texts
 from pipeline.annotations.regions import STRUCTURE_OF
 from pipeline.shared.pseudonyms import Names
-from pipeline.shared.texts import count
 from stores.errors import LabelError
 
 LabelRows = NDArray[np.int64]
@@ -32,7 +31,7 @@ LabelRows = NDArray[np.int64]
 _LONGEST_ID = 16
 # Of so many keys that join nothing, other spellings are tried; where none of them joins by one, no
 # other key is tried: a table of another collection has a great many.
-_TRIED = 1000
+TRIED = 1000
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def label_keys(
         return _relative(text, folder) if by == "path" else names.pseudonym(by, text)
 
     key_of_text = {text: key_of(text) for text in dict.fromkeys(raw) if text}
-    there = _names_there(_joined_by(slices, by), climb=by == "path")
+    there = names_there(_joined_by(slices, by), climb=by == "path")
     other, notes = _other_spellings(table, key_of_text, there, key_of)
     key_of_text |= other
     keys = [key_of_text.get(text, "") for text in raw]
@@ -99,7 +98,7 @@ def without_structure(key: str) -> str:
     return key.rpartition(_BELOW)[2]
 
 
-def _names_there(joined_by: Texts, *, climb: bool) -> set[str]:
+def names_there(joined_by: Texts, *, climb: bool) -> set[str]:
     """Return what a label row may name: what slices are joined by, of paths the folders too."""
     there = set(joined_by) - {None}
     above = {name.rpartition("/")[0] for name in there} if climb else set()
@@ -120,7 +119,7 @@ def _other_spellings(
     lost = [text for text, key in key_of_text.items() if key not in there]
     claims: dict[str, list[tuple[str, str]]] = {}
     for number, text in enumerate(lost):
-        if number == _TRIED and not claims:
+        if number == TRIED and not claims:
             break
         spellings = {key_of(other): cause for other, cause in _spellings(text).items()}
         meant = [key for key in spellings if key in there]
@@ -143,15 +142,15 @@ def _spellings(text: str) -> dict[str, str]:
     spellings: dict[str, str] = {}
     # Of a path, or an id behind its root's name, the last part may be a number.
     above, slash, last = text.rpartition("/")
-    whole = last.removesuffix(".0")
-    if whole.isdecimal() and whole.isascii():
-        if whole != last:
-            spellings[above + slash + whole] = "without the .0 that they have in the table"
-        digits = whole.lstrip("0") or "0"
+    integer = last.removesuffix(".0")
+    if integer.isdecimal() and integer.isascii():
+        if integer != last:
+            spellings[above + slash + integer] = "without the .0 that they have in the table"
+        digits = integer.lstrip("0") or "0"
         for length in range(len(digits), _LONGEST_ID + 1):
             cause = (
                 "with leading zeros, which a spreadsheet takes away"
-                if length > len(whole)
+                if length > len(integer)
                 else "without the leading zeros that they have in the table"
             )
             spellings.setdefault(above + slash + digits.zfill(length), cause)
@@ -160,48 +159,6 @@ def _spellings(text: str) -> dict[str, str]:
         spellings.setdefault(unicodedata.normalize(form, text), accents)
     spellings.pop(text, None)
     return spellings
-
-
-# --- paths that are relative to another folder ----------------------------------------------
-
-
-def prefix_hint(table: LabelTable, keys: Sequence[str], paths: Iterable[str], names: Names) -> str:
-    """Return by which beginning keys (one a row) and the paths of files differ; "" for none.
-
-    It is named where the store keeps paths, or where it stands before files of several patients
-    and so is no patient's name.
-    """
-    rows_of_prefix: dict[tuple[str, bool], list[int]] = {}
-    example: dict[tuple[str, bool], tuple[str, str]] = {}
-    by_name: dict[str, list[str]] = {}
-    for path in _names_there(np.array([*paths], dtype=object), climb=True):
-        by_name.setdefault(path.rpartition("/")[2], []).append(path)
-    some = [row for row, key in enumerate(keys) if key][:_TRIED]
-    for row in some:
-        key = keys[row]
-        for path in by_name.get(key.rpartition("/")[2], ()):
-            is_lacking = path.endswith(f"/{key}")
-            if is_lacking or key.endswith(f"/{path}"):
-                longer, shorter = (path, key) if is_lacking else (key, path)
-                prefix = (longer.removesuffix(shorter), is_lacking)
-                rows_of_prefix.setdefault(prefix, []).append(row)
-                example.setdefault(prefix, (key, path))
-    if not rows_of_prefix:
-        return ""
-    best = max(sorted(rows_of_prefix), key=lambda prefix: len(rows_of_prefix[prefix]))
-    text, is_lacking = best
-    rows = rows_of_prefix[best]
-    would = f"{len(rows)} of {count(len(some), 'row')} would join"
-    with_it = "with" if is_lacking else "without"
-    if names.paths == "keep":
-        key, path = example[best]
-        return f"{with_it} the prefix {text!r} {would}: {key!r} is there as {path!r}"
-    column = table.settings.patient
-    patients = set() if column is None else {table.columns[column][row] for row in rows} - {""}
-    if len(patients) > 1:
-        return f"{with_it} the prefix {text!r} {would}"
-    folders = count(text.count("/"), "folder that differs", "folders that differ")
-    return f"{with_it} the {folders} in front {would}"
 
 
 def pseudonyms_of(

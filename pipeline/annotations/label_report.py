@@ -5,39 +5,34 @@ Dims: m slices.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline.annotations.label_causes import cause_of
 from pipeline.annotations.label_file import LabelTable
 from pipeline.annotations.label_join import (
     column_texts,
     distinct_rows,
     label_keys,
     label_rows,
-    prefix_hint,
 )
 from pipeline.annotations.patients import rows_of_withdrawn
-from pipeline.shared.paths import unescape_path
 from pipeline.shared.pseudonyms import Names
 from pipeline.shared.texts import count
-from stores.inside import is_below
 from stores.withdrawn import NOBODY, Withdrawn
 
 EXAMPLES = 3
-# Of rows that join nothing, so many are looked into for the cause.
-_LOOKED_INTO = 1000
-_ELSEWHERE = "files of that name lie in another folder: paths are relative to data.root"
 
 
 @dataclass(frozen=True)
 class JoinReport:
     """What of a label file joins what of a collection.
 
-    rows: different keys; a row without a key counts by itself. withdrawn_rows: those that join none
+    rows: different keys; a row without a key counts by itself. repeated: the rows beyond those,
+    which say again what one says. withdrawn_rows: those that join none
     since their patients were withdrawn. slices: those that are there. cause:
     the likeliest for the rows that join none, "" where all join. row_examples, slice_examples: the
     first that do not join, as a message may name them. notes: as `LabelTable` and `label_keys` have
@@ -55,14 +50,16 @@ class JoinReport:
     slice_examples: tuple[str, ...]
     notes: tuple[str, ...]
     withdrawn_rows: int = 0
+    repeated: int = 0
 
     def lines(self) -> list[str]:
         """Return it in sentences."""
         lost_rows = self.rows - self.joined_rows - self.withdrawn_rows
         lost_slices = self.slices - self.joined_slices
+        counted = f", and {self.repeated} that repeat one of them," if self.repeated else ""
         lines = [
-            f"Labels: {self.joined_rows} of {count(self.rows, 'row')} of {self.file!r} join "
-            f"{self.joined_slices} of {count(self.slices, 'slice')} by {self.by}."
+            f"Labels: {self.joined_rows} of {count(self.rows, 'row')} of {self.file!r}{counted} "
+            f"join {self.joined_slices} of {count(self.slices, 'slice')} by {self.by}."
         ]
         if self.withdrawn_rows:
             lines.append(f"{self.withdrawn_rows} rows are of patients who were withdrawn.")
@@ -116,83 +113,12 @@ def join_report(
         joined_rows=len(first_of_key) - len(spare),
         slices=len(live),
         joined_slices=int((label >= 0).sum()),
-        cause=_cause(table, lost, keys, live, root, names) if lost else "",
+        cause=cause_of(table, lost, keys, live, root, names) if lost else "",
         row_examples=tuple(row_examples),
         slice_examples=tuple(
             path if is_kept else f"row {row}" for path, row in lost_files if may_show
         ),
         notes=(*table.notes, *found.notes),
         withdrawn_rows=len(spare) - len(lost),
+        repeated=0 if table.lists_files else len(keys) - len(first_of_key),
     )
-
-
-def _cause(
-    table: LabelTable,
-    lost: list[int],
-    keys: list[str],
-    slices: pa.Table,
-    root: Path,
-    names: Names,
-) -> str:
-    """Return the likeliest cause that rows join nothing, and of how many it would be the cause."""
-    some = lost[:_LOOKED_INTO]
-    raw = [str(table.columns[table.settings.key][i]) for i in some]
-    if not any(raw):
-        return "their key is empty"
-    if table.settings.by == "path":
-        paths = set(column_texts(slices, "path"))
-        causes = _causes_of_paths([keys[i] for i in some], paths, root)
-    else:
-        causes = _causes_of_ids(table.settings.by, raw, slices, names)
-    if not causes:
-        what = "path" if table.settings.by == "path" else table.settings.by
-        return f"no image of the collection has that {what}, nor one like it"
-    cause, n = causes.most_common(1)[0]
-    if cause == _ELSEWHERE:
-        is_lost = set(some)
-        lost_keys = [key if i in is_lost else "" for i, key in enumerate(keys)]
-        hint = prefix_hint(table, lost_keys, paths, names)
-        cause += hint and f"; {hint}"
-    return f"likeliest (as for {n} of {len(some)}), {cause}"
-
-
-def _causes_of_paths(lost: list[str], paths: set[str], root: Path) -> Counter[str]:
-    there = [PurePosixPath(path) for path in paths]
-    any_case = {str(path).casefold() for path in there}
-    without_suffix = {str(path.with_suffix("")) for path in there}
-    by_name = {path.name for path in there}
-    causes: Counter[str] = Counter()
-    for key in filter(None, lost):
-        path = PurePosixPath(key)
-        if key.casefold() in any_case:
-            causes["they differ from files of the collection in upper and lower case alone"] += 1
-        elif {key, str(path.with_suffix(""))} & without_suffix:
-            causes["they lack the suffix of a file, or have another"] += 1
-        elif path.name in by_name:
-            causes[_ELSEWHERE] += 1
-        elif is_below(key) and (root / unescape_path(key)).exists():
-            causes[
-                "they are on the disk, but no image was read there, or data.include and exclude "
-                "leave them out"
-            ] += 1
-    return causes
-
-
-def _causes_of_ids(by: str, raw: list[str], slices: pa.Table, names: Names) -> Counter[str]:
-    causes: Counter[str] = Counter()
-    for kind in ("patient", "study", "series"):
-        there = set(column_texts(slices, kind))
-        if kind == by:
-            for text in raw:
-                others = {text.upper(), text.lower()} - {text}
-                if any(names.pseudonym(kind, other) in there for other in others):
-                    causes["they differ from ids in upper and lower case alone"] += 1
-            continue
-        is_kind = sum(names.pseudonym(kind, text) in there for text in raw if text)
-        if is_kind:
-            causes[f"they are ids of another kind: set `by: {kind}` in labels"] += is_kind
-    files = set(column_texts(slices, "path"))
-    is_path = sum(text in files for text in raw if text)
-    if is_path:
-        causes["they are paths: set `by: path` in labels"] += is_path
-    return causes

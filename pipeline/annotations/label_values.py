@@ -6,7 +6,7 @@ Nothing is guessed: an uncertain finding is refused until the config says what i
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from pipeline.annotations.spellings import (
 )
 from pipeline.annotations.texts import is_number, is_text
 from pipeline.config.tasks import Task
+from pipeline.shared.texts import count
 from stores.errors import LabelError
 
 _IN_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}([.,]\d{3})+", re.ASCII)
@@ -78,11 +79,8 @@ def apply_policies(table: LabelTable, task: Task, *, either_way: bool = False) -
         texts[nothing] = None
         meaning = truths(raw[~nothing], several=len(task.labels) > 1)
         if task.values == "number":
-            texts = _with_points(texts, name) if table.comma else texts
-            _refuse_text(texts, name)
-            if table.comma:
-                notes += _thousands_notes(table.written.get(name, raw)[~nothing], name)
-            notes += code_notes(texts[~nothing], name, sorted(set(raw[nothing]) - {""}))
+            texts, of_numbers = _numbers(table, name, nothing)
+            notes += of_numbers
         elif meaning:
             texts = np.array([text and meaning.get(plain(text), text) for text in texts], object)
             notes += spelling_notes(table.written.get(name, raw), texts)
@@ -103,7 +101,43 @@ def apply_policies(table: LabelTable, task: Task, *, either_way: bool = False) -
                 f'{int(nothing.sum())} empty cells; set the task\'s missing to "leave-out".'
             )
         columns.append(texts)
+    if task.time is not None:
+        nothing = is_empty(table.columns[task.time], _empty(table, task))
+        texts, of_numbers = _numbers(table, task.time, nothing)
+        notes += of_numbers
+        columns.append(texts)
+        notes += _half_known_notes(columns, task)
     return LabelValues(np.stack(columns, axis=1), filled, tuple(notes), tuple(empty))
+
+
+def _numbers(table: LabelTable, name: str, nothing: NDArray[np.bool_]) -> tuple[Texts, list[str]]:
+    """Return a column of numbers as text, None where it says `nothing`, and notes on it.
+
+    Raises LabelError for a cell that is no number.
+    """
+    raw = table.columns[name]
+    texts = raw.copy()
+    texts[nothing] = None
+    notes = []
+    if table.comma:
+        texts = _with_points(texts, name)
+        notes = _thousands_notes(table.written.get(name, raw)[~nothing], name)
+    _refuse_text(texts, name)
+    return texts, notes + code_notes(texts[~nothing], name, sorted(set(raw[nothing]) - {""}))
+
+
+def _half_known_notes(columns: list[Texts], task: Task) -> list[str]:
+    """Leave out rows of which either the event or the time is not known, and return a note."""
+    known = [is_text(texts) for texts in columns]
+    half_known = known[0] != known[1]
+    for texts in columns:
+        texts[half_known] = None
+    if not half_known.any():
+        return []
+    return [
+        f"{count(int(half_known.sum()), 'row')} with only one of {task.event!r} and {task.time!r} "
+        "left out"
+    ]
 
 
 def _doubts(
@@ -126,6 +160,13 @@ def _doubts(
     if refuse:
         refuse_two_notations(texts, name)
     return doubt_notes(texts, name, sorted(set(empty) - {""}), refuse=refuse)
+
+
+def with_decimal_points(table: LabelTable, name: str) -> LabelTable:
+    """Return a table in which the decimals of a column have points. Raises as `_with_points`."""
+    if not table.comma:
+        return table
+    return replace(table, columns={**table.columns, name: _with_points(table.columns[name], name)})
 
 
 def _with_points(texts: Texts, name: str) -> Texts:

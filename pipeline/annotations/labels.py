@@ -18,6 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.annotations.classes import Classes, encode
+from pipeline.annotations.label_causes import LIKELIEST, cause_of, prefix_hint
 from pipeline.annotations.label_file import LabelTable as LabelTable
 from pipeline.annotations.label_file import Texts
 from pipeline.annotations.label_file import read_labels as read_labels
@@ -27,7 +28,6 @@ from pipeline.annotations.label_join import (
     distinct_rows,
     label_keys,
     label_rows,
-    prefix_hint,
     pseudonyms_of,
     refuse_repeated_keys,
     without_structure,
@@ -131,7 +131,7 @@ def label_units(
     keys = label_keys(table, slices, root, names)
     refuse_repeated_keys(table, keys.keys, values.texts)
     of_withdrawn = rows_of_withdrawn(table, keys.keys, slices, names, withdrawn)
-    labelled, tally = _join(table, task, slices, status, keys.keys, names, of_withdrawn)
+    labelled, tally = _join(table, task, slices, status, keys.keys, root, names, of_withdrawn)
     patients = _patients(table, labelled, names)
     unit_names = _unit_names(labelled, patients, task.level, names)
     # What has no label or no features is counted, and leaves before anything is refused for it.
@@ -151,14 +151,14 @@ def label_units(
     )
     y = classes.y
     within = _WithinUnits(labelled, unit, first, task.level, names)
-    within.refuse_disagreement(y, f"labels {list(task.labels)}")
+    within.refuse_disagreement(y, f"labels {list(task.truth_columns)}")
     within.refuse_disagreement(patients, "patients")
     # A row counts once, however many slices it labels.
     used_rows = np.unique(labelled.label)
     tally = tally.model_copy(
         update={
             "filled_labels": int(values.filled[used_rows].sum()),
-            "unknown_labels": int((y[first] == -1).sum()),
+            "unknown_labels": 0 if y.dtype.kind == "f" else int((y[first] == -1).sum()),
         }
     )
     return Units(
@@ -215,6 +215,7 @@ def _join(
     slices: pa.Table,
     status: Status,
     keys: Sequence[str],
+    root: Path,
     names: Names,
     of_withdrawn: Bools,
 ) -> tuple[_Labelled, Tally]:
@@ -244,7 +245,9 @@ def _join(
     is_lost = is_wanted & (label < 0)
     lost_paths = paths[is_lost]
     if not is_joined.any():
-        raise LabelError(_nothing_joins(table, keys, lost_paths, names))
+        if joined_keys:
+            raise LabelError(_nothing_wanted_joins(table, task, len(joined_keys)))
+        raise LabelError(_nothing_joins(table, keys, slices, lost_paths, root, names))
     lost_names = list(dict.fromkeys(lost_paths))[:EXAMPLES]
     tally = Tally(
         # A slice that stands there once for each of its regions is one.
@@ -257,18 +260,33 @@ def _join(
     return _Labelled.of(slices, of_slice, label, task.level).at(is_joined), tally
 
 
+def _nothing_wanted_joins(table: LabelTable, task: Task, joined: int) -> str:
+    """Return what is said where rows join slices, and none that the task asks about."""
+    wanted = f"of modality {', '.join(task.modality)}" if task.modality else "that it asks about"
+    of_level = "" if task.level == "image" else f" with a {task.level}"
+    return (
+        f"{joined} rows of {str(table.settings.file)!r} join slices, none of them "
+        f"{wanted}{of_level}. Correct the task's modality or level, or add rows of such slices."
+    )
+
+
 def _nothing_joins(
     table: LabelTable,
     keys: Sequence[str],
+    slices: pa.Table,
     lost_paths: Texts,
+    root: Path,
     names: Names,
 ) -> str:
     """Return what is said where no label row joins a slice; no key and no path, which may name."""
     column = f"column {table.settings.key!r}"
     keys = [without_structure(key) for key in keys]
-    if table.settings.by != "path":
+    by = table.settings.by
+    remedy = "Set labels.key and labels.by"
+    if by != "path":
         compared = f"{column} has {len(set(keys))} ids, of which none is one of the store's"
     else:
+        remedy += "; paths are relative to data.root, and `radprobe slices` lists them"
         # Of one name in other folders: most likely paths that are relative to another root.
         files = {key.rpartition("/")[2] for key in keys}
         alike = [path for path in lost_paths if path.rpartition("/")[2] in files]
@@ -277,17 +295,24 @@ def _nothing_joins(
             compared = f"{column} has {list(keys[:EXAMPLES])}, the store has {examples}"
         else:
             above = _depth(alike or lost_paths.tolist())
-            compared = (
-                f"{column} names files {_depth(keys)} deep, the store has them {above} deep, "
-                f"{len(alike)} of {len(lost_paths)} by the same name in another folder"
-            )
-        hint = prefix_hint(table, keys, lost_paths.tolist(), names)
-        compared += hint and f"; {hint}"
-    return (
-        f"No row of {str(table.settings.file)!r} joins a slice by {table.settings.by}: {compared}. "
-        "Set labels.key and labels.by; paths are relative to data.root, and `radprobe slices` "
-        "lists them."
-    )
+            compared = f"{column} names files {_depth(keys)} deep, the store has them {above} deep"
+            if alike:
+                compared += (
+                    f", {len(alike)} of {len(lost_paths)} by the same name in another folder"
+                )
+        hint = prefix_hint(table, keys, lost_paths.tolist(), root, names)
+        if hint:
+            # What helps is said there, and neither another key nor another `by` would.
+            compared, remedy = f"{compared}; {hint}", ""
+    if remedy:
+        first_of_key = {key: row for row, key in reversed([*enumerate(keys)])}
+        lost = sorted(first_of_key.values())
+        cause = cause_of(table, lost, keys, slices, root, names)
+        compared = f"{compared}; {cause}"
+        if by == "path" and cause.startswith(LIKELIEST):
+            remedy = remedy.replace("Set labels.key and labels.by", f"Correct {column}")
+        remedy = f" {remedy}."
+    return f"No row of {str(table.settings.file)!r} joins a slice by {by}: {compared}.{remedy}"
 
 
 def _depth(paths: Sequence[str] | Texts) -> str:
@@ -347,9 +372,10 @@ def _usable(
     )
     if not use.any():
         raise LabelError(
-            f"None of the {len(use)} slices that the labels {list(task.labels)} join has both a "
-            f"label and features ({int(has_label.sum())} have a label, {tally.pending_slices} of "
-            "them await extraction). Run `radprobe extract`, or check the label column."
+            f"None of the {len(use)} slices that the labels {list(task.truth_columns)} join has "
+            f"both a label and features ({int(has_label.sum())} have a label, "
+            f"{tally.pending_slices} of them await extraction). Run `radprobe extract`, or check "
+            "the label column."
         )
     return use, tally
 
@@ -419,11 +445,15 @@ def texts_of(
     names: Names,
 ) -> NDArray[np.str_]:
     """Return (n,) what a column says of each unit; "" where it says nothing, or several things."""
-    of_slice = texts_of_slices(table, column, units, slices, root, names)
-    _, first = np.unique(units.unit, return_index=True)
+    return one_text_a_unit(texts_of_slices(table, column, units, slices, root, names), units.unit)
+
+
+def one_text_a_unit(of_slice: NDArray[np.str_], unit: Numbers) -> NDArray[np.str_]:
+    """Return (n,) what slices (m,) say of their units, unit (m,); "" where several things."""
+    _, first = np.unique(unit, return_index=True)
     texts: NDArray[np.str_] = of_slice[first]
-    is_other = of_slice != texts[units.unit]
-    texts[units.unit[is_other]] = ""
+    is_other = of_slice != texts[unit]
+    texts[unit[is_other]] = ""
     return texts
 
 

@@ -19,15 +19,17 @@ import pyarrow as pa
 
 from pipeline.annotations.labels import column_of, read_labels
 from pipeline.annotations.mask_files import inspect
-from pipeline.annotations.mask_paths import MaskPaths, Sources, bids_masks
+from pipeline.annotations.mask_paths import Barren, MaskPaths, Sources, bids_masks
 from pipeline.annotations.mask_types import MaskFile, tolerance_mm
 from pipeline.config.root import Config
 from pipeline.config.segmentation import Masks
 from pipeline.io.decode import read_headers
 from pipeline.io.sniff import sniff
+from pipeline.shared.bids import MASKS
 from pipeline.shared.folders import files_below
 from pipeline.shared.paths import collection_file, unescape_path
 from pipeline.shared.pseudonyms import Names
+from pipeline.shared.texts import count
 from pipeline.types import Header, Plane
 from stores.errors import ConfigError, UnreadableError
 from stores.slices import SliceRow
@@ -39,6 +41,8 @@ _PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
 # How far it may lie off in the plane, in pixels, and how far spacings may differ, as a part.
 _WITHIN = 0.5
 _SPACING = 0.01
+# Of files that are not there so many are looked for by another suffix.
+_LOOKED_FOR = 20
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,55 @@ def absent_files(
     for group in groups:
         sources |= dict.fromkeys(group.sources)
     return [each for each in sources if each and not (root / unescape_path(each)).exists()]
+
+
+def why_none(config: Config, masks: Masks, slices: pa.Table) -> str:
+    """Return why no slice (SLICE_SCHEMA, real paths) has a mask, and what to do; names no file."""
+    root = masks.root or config.data.root
+    if not root.is_dir():
+        return f"there is no folder {str(root)!r}. Correct its root."
+    paths = slices["path"].to_pylist()
+    match masks.by:
+        case "path":
+            barren = MaskPaths(masks, root).barren(paths)
+            each = [_of_pattern(pattern, root) for pattern in barren]
+            if not each:
+                globs = ", ".join(map(repr, masks.files))
+                each = [f"masks.files: {globs} matches no image of {len(set(paths))}"]
+            return f"{'; '.join(each)}. Correct files, or root, {str(root)!r}."
+        case "bids":
+            fitting = f" that fits {[*masks.files.values()]}" if masks.files else ""
+            return (
+                f"no file under {str(root)!r} is a mask ({', '.join(MASKS)}) of an image's subject "
+                f"and session{fitting}. Correct root, or say in files which files are masks."
+            )
+        case "table":
+            columns = ", ".join(map(repr, masks.each(masks.column or "")))
+            return f"column {columns} of the labels names none. Correct column."
+        case "uid":
+            return (
+                f"no DICOM segmentation or structure set under {str(root)!r} names an image of the "
+                "collection. Correct root, or how masks are joined (by)."
+            )
+
+
+def _of_pattern(barren: Barren, root: Path) -> str:
+    of_images = f"for none of {count(barren.images, 'image')} of {barren.images_glob!r}"
+    suffixes = other_suffixes(root, barren.absent)
+    there = f" (there are files of that name in {' and '.join(suffixes)})" if suffixes else ""
+    return f"masks.files: {barren.pattern!r} is there {of_images}{there}"
+
+
+def other_suffixes(root: Path, absent: Sequence[str]) -> list[str]:
+    """Return the suffixes that files have which are otherwise called as absent ones are."""
+    suffixes: set[str] = set()
+    for name in absent[:_LOOKED_FOR]:
+        path = root / unescape_path(name)
+        stem = f"{path.name.removesuffix('.gz').rpartition('.')[0]}."
+        if path.parent.is_dir():
+            there = [each.name for each in path.parent.iterdir() if each.name.startswith(stem)]
+            suffixes |= {f".{each.removeprefix(stem)}" for each in there}
+    return sorted(suffixes)
 
 
 def _by_table(config: Config, masks: Masks, slices: pa.Table, names: Names) -> list[Sources]:
@@ -180,7 +233,7 @@ def match(path: Path, slices: Sequence[SliceRow], config: Config, names: Names) 
     plane = config.preprocess.plane
     file = inspect(path, plane)
     if file.is_drawn:
-        images = _headers(config.data.root, slices, plane)
+        images = headers_of(config.data.root, slices, plane)
         return Matched(tuple(range(len(images))), plane, tuple(images))
     if file.instances:
         numbers = _by_instance(file, slices, config, names)
@@ -190,7 +243,7 @@ def match(path: Path, slices: Sequence[SliceRow], config: Config, names: Names) 
         _check_shape(file.headers[0], slices[0])
         return Matched((0,), plane)
     # From here on the images' own headers are needed: their files are opened.
-    images = _headers(config.data.root, slices, plane)
+    images = headers_of(config.data.root, slices, plane)
     if any(header.position_mm is None for header in file.headers):
         return Matched(_in_order(file, slices), plane)
     if any(header.position_mm is None for header in images):
@@ -217,8 +270,11 @@ def _in_any_cut(path: Path, file: MaskFile, images: Sequence[Header], plane: Pla
     raise faults[0]
 
 
-def _headers(root: Path, slices: Sequence[SliceRow], plane: Plane) -> list[Header]:
-    """Return the header of each slice, read from its file, each file once."""
+def headers_of(root: Path, slices: Sequence[SliceRow], plane: Plane) -> list[Header]:
+    """Return the header of each slice, read from its file, each file once.
+
+    Raises UnreadableError for one that is not there, or cannot be read.
+    """
 
     @functools.cache
     def by_frame(path: str) -> dict[int, Header]:

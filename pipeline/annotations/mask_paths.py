@@ -10,7 +10,7 @@ import functools
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -59,11 +59,32 @@ class _Patterns:
                 return tuple(_filled(pattern, parts) for pattern in patterns)
         return ()
 
+    def images(self, paths: Sequence[str]) -> Iterator[tuple[str, Sources, list[str]]]:
+        """Yield each rule that is of images: its glob, its patterns, the paths of the images."""
+        of_rule: dict[str, list[str]] = {}
+        for path in dict.fromkeys(paths):
+            for key, rule in self._rules:
+                if rule(path) is not None:
+                    of_rule.setdefault(key, []).append(path)
+                    break
+        for key, images in of_rule.items():
+            yield key, self._masks.each(self._masks.files[key]), images
+
     def warn_of_idle(self) -> None:
         """Log which rules have matched nothing so far."""
         for key in self._masks.files:
             if key not in self._effective:
                 log.warning("masks.files: %r matches no image that none before it matches.", key)
+
+
+@dataclass(frozen=True)
+class Barren:
+    """A pattern that finds no file: the glob of its images, and how many; absent: what it names."""
+
+    images_glob: str
+    pattern: str
+    images: int
+    absent: tuple[str, ...]
 
 
 class MaskPaths:
@@ -87,10 +108,23 @@ class MaskPaths:
         """Return the mask files of images, whether they are there or not; "" among them."""
         return [source for path in dict.fromkeys(paths) for source in self._of(path)]
 
+    def barren(self, paths: Sequence[str]) -> list[Barren]:
+        """Return the patterns that are there for none of the images that they are of."""
+        barren = []
+        for key, patterns, images in self._patterns.images(paths):
+            for i, pattern in enumerate(patterns):
+                named = [self._file(self._patterns.of(path)[i]) for path in images]
+                absent = [name for name in named if not self._is_there(name)]
+                if len(absent) == len(images):
+                    barren.append(Barren(key, pattern, len(images), tuple(filter(None, absent))))
+        return barren
+
+    def _is_there(self, named: str) -> bool:
+        return bool(named) and (self._root / unescape_path(named)).exists()
+
     def _there(self, path: str) -> Sources:
         sources = self._of(path)
-        there = any(source and (self._root / unescape_path(source)).exists() for source in sources)
-        return sources if there else ()
+        return sources if any(map(self._is_there, sources)) else ()
 
     def _of(self, path: str) -> Sources:
         return tuple(map(self._file, self._patterns.of(path)))

@@ -70,6 +70,8 @@ def index_path(config: Config, choice: RegionChoice) -> Path:
     source = config.masks[choice.name] if of_masks else config.boxes[choice.name]
     settings = {
         "contract": CONTRACT,
+        # In their order, which sorted keys lose: coverages are kept by it.
+        **({"classes": config.masks[choice.name].classes} if of_masks else {}),
         "masks" if of_masks else "boxes": source.model_dump(mode="json", exclude={"tolerance"}),
         "geometry": config.preprocess.model_dump(mode="json", include={"plane", "aspect", "crop"}),
     }

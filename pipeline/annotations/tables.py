@@ -358,7 +358,7 @@ def _parquet(path: Path, names: Sequence[str]) -> TextTable:
         texts = [_parquet_texts(table.column(column)) for column in columns]
     except (pa.ArrowException, CorruptStoreError):
         raise _UnreadError("it is no whole Parquet file, or a column of it is of lists") from None
-    return TextTable(dict(zip(names, texts, strict=True)))
+    return TextTable(dict(zip(names, texts, strict=True)), comma=True)
 
 
 def _parquet_texts(column: Any) -> list[str]:

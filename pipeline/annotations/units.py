@@ -21,10 +21,11 @@ from pipeline.shared.arrays import numbers_of
 class Truth:
     """What is true of n units, and whose they are.
 
-    y (n,) int64 class indices; (n, c) int8 for multi-label: 1, 0, or -1 where not known; or (n,)
-    float64 for regression. groups (n,): the patients; classes: the c names in index order, of
+    y (n,) int64 class indices; (n, c) int8 for multi-label: 1, 0, or -1 where not known; (n,)
+    float64 for regression; or (n, 2) float64 for survival: how long each was watched, and 1 where
+    its event was seen or 0. groups (n,): the patients; classes: the c names in index order, of
     which the last is the positive one where there are two (see `classes.encode`); for regression
-    the column's name.
+    the column's name, and for survival that of the event.
     """
 
     y: NDArray[Any]
@@ -34,14 +35,21 @@ class Truth:
 
     @property
     def indicator(self) -> NDArray[np.bool_]:
-        """(n, c): which classes or labels each unit is known to carry."""
+        """(n, c): which classes or labels, or the event, each unit is known to carry."""
         if self.kind == "multilabel":
             return np.asarray(self.y == 1)
+        if self.kind == "survival":
+            return np.asarray(self.y[:, 1:] == 1)
         return np.asarray(self.y[:, None] == np.arange(len(self.classes)))
 
     @property
     def strata(self) -> NDArray[np.bool_]:
-        """(n, c): the classes or labels each unit carries, or of a number its quarter."""
+        """(n, c): the classes or labels each unit carries, of a number its quarter.
+
+        Of survival whether its event was seen.
+        """
+        if self.kind == "survival":
+            return np.concatenate([self.indicator, ~self.indicator], axis=1)
         if self.kind != "regression":
             return self.indicator
         # A quarter as a class, so that every side has young and old.

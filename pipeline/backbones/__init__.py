@@ -11,10 +11,16 @@ if TYPE_CHECKING:
     from pipeline.backbones.load import (
         load_backbone,
         load_recipe_backbone,
+        load_slice_network,
         load_volume_backbone,
     )
 
-__all__ = ["load_backbone", "load_recipe_backbone", "load_volume_backbone"]
+__all__ = [
+    "load_backbone",
+    "load_recipe_backbone",
+    "load_slice_network",
+    "load_volume_backbone",
+]
 
 
 def __getattr__(name: str) -> Any:

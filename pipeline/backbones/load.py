@@ -166,8 +166,20 @@ def load_recipe_backbone(
     if recipe.level != "slice":
         raise ConfigError(
             f"{recipe.architecture.name} sees whole volumes: it can be extracted and evaluated, "
-            "and is neither tuned nor measured. Name a network of slices in backbone.name."
+            "and is neither tuned nor measured. Name a network of slices in backbone.name, and "
+            "keep other outputs than volume."
         )
+    return load_slice_network(recipe, checkpoint, device=device, compiled=compiled)
+
+
+def load_slice_network(
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    *,
+    device: str | torch.device = "cpu",
+    compiled: bool = False,
+) -> Backbone:
+    """Load a recipe's network of slices, whatever it is shown; see `load_recipe_backbone`."""
     model, architecture = _recipe_network(recipe, checkpoint, device)
     return Backbone(
         model,

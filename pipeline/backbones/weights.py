@@ -383,19 +383,19 @@ def _read_architecture(folder: Path) -> Architecture:
     file = folder / "config.json"
     config = _read_json(file)
     family = _family_of(file, config)
-    with _said_by(file):
+    with _reading_shape(file):
         shape = family.read_shape(config)
-    beside = folder / "preprocessor_config.json"
-    if beside.is_file():
-        image = _read_json(beside)
-        with _said_by(beside):
+    processor = folder / "preprocessor_config.json"
+    if processor.is_file():
+        image = _read_json(processor)
+        with _reading_shape(processor):
             shape |= {"mean": tuple(image["image_mean"]), "std": tuple(image["image_std"])}
-    with _said_by(file):
+    with _reading_shape(file):
         return Architecture(**shape)
 
 
 @contextlib.contextmanager
-def _said_by(file: Path) -> Iterator[None]:
+def _reading_shape(file: Path) -> Iterator[None]:
     """Raise WeightsError where a network's file says something that no network is."""
     try:
         yield

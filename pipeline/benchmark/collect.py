@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.benchmark.paired import Paired, held_against, pair
+from pipeline.benchmark.paired import Paired, compared_with, pair
 from pipeline.benchmark.published import Published, published
 from pipeline.benchmark.run import Outcome
 from pipeline.benchmark.settings import FROM_SCRATCH, Cell
@@ -332,7 +332,7 @@ def _about(cell: Cell, answer: Answer) -> dict[str, Any]:
     test = answer.counts["test"]
     return origin | {
         "dataset": cell.dataset,
-        "task": answer.asked if isinstance(answer, Result) else answer.task,
+        "task": answer.configured_task if isinstance(answer, Result) else answer.task,
         "backbone": cell.backbone,
         "setting": cell.setting,
         "view": cell.view,
@@ -385,7 +385,7 @@ def _steady(answers: Sequence[CellAnswer]) -> tuple[list[Steady], list[str]]:
         if first is None or first[0].seed != cell.seed:
             continue
         try:
-            compared = held_against(first, (cell, answer), metric)
+            compared = compared_with(first, (cell, answer), metric)
         except LabelError as error:
             unpaired.append(f"{cell.name}: {error}")
             continue
@@ -416,7 +416,7 @@ def _across(answers: Sequence[CellAnswer]) -> tuple[list[Across], list[str]]:
             continue
         dataset = cell.tested or cell.dataset
         metric = headline(answer)
-        question = Question(dataset, answer.asked, cell.setting, None, True, metric)
+        question = Question(dataset, answer.configured_task, cell.setting, None, True, metric)
         if cell.tested:
             away.setdefault((question, cell.backbone, cell.dataset), (cell, answer))
         else:
@@ -428,7 +428,7 @@ def _across(answers: Sequence[CellAnswer]) -> tuple[list[Across], list[str]]:
         difference: Metric | None = None
         if at_home is not None and at_home[0].seed == cell.seed:
             try:
-                compared = held_against(at_home, (cell, answer), question.metric)
+                compared = compared_with(at_home, (cell, answer), question.metric)
             except LabelError as error:
                 unpaired.append(f"{cell.name}: {error}")
             else:

@@ -66,7 +66,7 @@ def _overall(differences: list[Difference], metric: str) -> Difference | None:
     return None
 
 
-def held_against(
+def compared_with(
     one: tuple[Cell, Result], two: tuple[Cell, Result], metric: str
 ) -> tuple[Difference, float] | None:
     """Return the second's score less the first's, and how far their predictions agree.

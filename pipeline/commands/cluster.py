@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.common import ConfigArg, JsonOpt, StorePath, out
-from pipeline.commands.printing import print_lines
+from pipeline.commands.common import ConfigArg, JsonOpt, StoreOrConfig, out, store_of
+from pipeline.commands.printing import print_line, print_lines
 
 if TYPE_CHECKING:
     from pipeline.extraction.distributed.status import Status
@@ -43,18 +43,26 @@ def slurm(
     storage_of(settings.store).check_shareable()
     if chain:
         steps = {"evaluate": settings.tasks, "segment": settings.masks and settings.segment}
-        text = chain_script(config, tasks, [step for step, asked in steps.items() if asked])
+        text = chain_script(config, tasks, [step for step, is_wanted in steps.items() if is_wanted])
     else:
         text = array_script(config, tasks)
     print(text, end="")
 
 
 @app.command(epilog="Example: watch radprobe status demo/store")
-def status(store: StorePath, as_json: JsonOpt = False) -> None:
+def status(target: StoreOrConfig, as_json: JsonOpt = False) -> None:
     """Say how far a store is: parts done, at work and failed, rate and time left."""
-    from pipeline.extraction.distributed.status import status
+    from pipeline.extraction.distributed.status import Status, status
+    from stores.errors import StoreNotFoundError
 
-    state = status(store)
+    store = store_of(target)
+    try:
+        state = status(store)
+    except StoreNotFoundError:
+        # A folder may be misspelt; a config says where its store will be.
+        if store == target:
+            raise
+        state = Status.before(store)
     if as_json:
         print(json.dumps(asdict(state), indent=1))
     else:
@@ -63,6 +71,13 @@ def status(store: StorePath, as_json: JsonOpt = False) -> None:
 
 def _print_status(state: Status) -> None:
     """Print how far a store is: what is done, who is at work, and what failed."""
+    if not state.is_there:
+        print_line(
+            out,
+            f"There is no store at {state.store} yet: `radprobe extract` makes it once its network "
+            "has loaded.",
+        )
+        return
     lines = [
         f"{state.slices_done} of {state.slices} slices done, in {state.parts_done} of "
         f"{state.parts} parts."

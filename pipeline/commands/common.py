@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipeline.commands.printing import PlainConsole
-from pipeline.shared.epochs import epochs_told_to
+from pipeline.commands.printing import PlainConsole, print_line
+from pipeline.shared.steps import listening_to_steps
 
 # Where no terminal says its width, tables keep their lines whole.
 out = PlainConsole(width=None if sys.stdout.isatty() else 120)
@@ -28,12 +29,10 @@ def store_of(path: Path) -> Path:
 
 
 ConfigArg = Annotated[Path, typer.Argument(help="The YAML file that names data, store and tasks.")]
-StorePath = Annotated[
-    Path,
-    typer.Argument(
-        help="The folder of a store, its URL, or the config that names it.", callback=store_of
-    ),
-]
+_A_STORE = "The folder of a store, its URL, or the config that names it."
+StorePath = Annotated[Path, typer.Argument(help=_A_STORE, callback=store_of)]
+# As it was given: for commands to which it matters whether that was a config.
+StoreOrConfig = Annotated[Path, typer.Argument(help=_A_STORE, metavar="STORE")]
 RehashOpt = Annotated[
     bool, typer.Option("--rehash", help="Open every file, whatever its size and time say.")
 ]
@@ -47,14 +46,42 @@ PathsOpt = Annotated[
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 
 
+# Where no terminal shows a bar, a line so often says how far a run is.
+_LINE_EVERY_S = 60.0
+
+
+class MinuteLines:
+    """How far long work is, on stderr, a line a minute: for logs, which have no bar that moves."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last = clock()
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the last line is a minute old; then the next is as far away again."""
+        now = self._clock()
+        if now - self._last < _LINE_EVERY_S:
+            return False
+        self._last = now
+        return True
+
+    def tell(self, what: str, done: int, of: int) -> None:
+        """Say that so many of something are done, where a line is due."""
+        if self.is_due:
+            print_line(err, f"{what}: {done:,} of {of:,}.")
+
+
 @contextmanager
 def busy(what: str) -> Iterator[None]:
-    """Show what a command is at and for how long, and the epochs of what trains within.
+    """Show what a command is at and for how long, and the steps of what works within.
 
-    Silent where stderr is no terminal. Nothing may be printed meanwhile.
+    Where stderr is no terminal, a line a minute. Nothing may be printed meanwhile.
     """
     if not err.is_terminal:
-        yield
+        lines = MinuteLines()
+        with listening_to_steps(lambda steps, done, of: lines.tell(f"{what}, {steps}", done, of)):
+            yield
         return
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -66,8 +93,8 @@ def busy(what: str) -> Iterator[None]:
     with Progress(*columns, console=err, transient=True) as shown:
         line = shown.add_task(what, total=None)
 
-        def tell(done: int, of: int) -> None:
-            shown.update(line, description=f"{what}, {done} of {of} epochs")
+        def tell(steps: str, done: int, of: int) -> None:
+            shown.update(line, description=f"{what}, {done} of {of} {steps}")
 
-        with epochs_told_to(tell):
+        with listening_to_steps(tell):
             yield

@@ -50,7 +50,7 @@ def dataset(
         shown = asdict(described) | {"config": str(described.config), "full": described.full}
         print(json.dumps(shown, indent=1))
     else:
-        _say(described)
+        _print_described(described)
     if not described.full:
         raise typer.Exit(1)
 
@@ -79,7 +79,7 @@ def _list(as_json: bool) -> None:
     out.print(table)
 
 
-def _say(described: Described) -> None:
+def _print_described(described: Described) -> None:
     """Print what is in a folder beside what was published, and what to do next."""
     lines = [f"{described.name}: {described.images} labelled files or folders."]
     for count in described.counts:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 import typer
 
-from pipeline.commands.common import ConfigArg, JsonOpt, StoreOpt, busy, err, out
+from pipeline.commands.common import ConfigArg, JsonOpt, MinuteLines, StoreOpt, busy, err, out
 from pipeline.commands.printing import (
     print_line,
     score_in,
@@ -60,7 +60,7 @@ def evaluate(
     predictions: PredictionsOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Answer every task of the config from the store: kNN, logistic probe and few-shot."""
+    """Answer every task of the config from the store: kNN, probe and few-shot, survival by Cox."""
     _answer(config, store, DEFAULT_HEADS, as_json, predictions)
 
 
@@ -157,7 +157,10 @@ def tune(
 
 @contextmanager
 def _steps(title: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Show steps and time left of long work; silent where stderr is no terminal."""
+    """Show steps and time left of long work; where stderr is no terminal, a line a minute."""
+    if not err.is_terminal:
+        yield MinuteLines().tell
+        return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as Left
 
@@ -167,7 +170,7 @@ def _steps(title: str) -> Iterator[Callable[[str, int, int], None]]:
         MofNCompleteColumn(),
         Left(),
     )
-    with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bars:
+    with Progress(*columns, console=err, transient=True) as bars:
         bar = bars.add_task(title, total=None)
 
         def advance(text: str, done: int, total: int) -> None:

@@ -16,6 +16,7 @@ import typer
 from pipeline.commands.common import (
     ConfigArg,
     JsonOpt,
+    MinuteLines,
     PathsOpt,
     RehashOpt,
     StoreOpt,
@@ -37,9 +38,6 @@ if TYPE_CHECKING:
 
 
 app = typer.Typer()
-
-# Where no terminal shows a bar, a line so often says how far a run is.
-_LINE_EVERY_S = 60.0
 
 
 @app.command(epilog="Example: radprobe extract configs/demo.yaml --batch-size 16")
@@ -124,7 +122,8 @@ def plan(
     """Say what extract would do, and whether labels, masks and split join. Writes nothing.
 
     How many slices, bytes, files and hours; how many rows of the labels join, and why others do
-    not; units, patients and positives of each task, and which cannot be answered.
+    not; units, patients and positives of each task, and which cannot be answered; of masks some are
+    read. Exits with 1 where nothing that is asked can be answered.
     """
     from pipeline.config.loading import load_config
     from pipeline.extraction.plan import plan
@@ -142,10 +141,20 @@ def plan(
     if not paths:
         planned = replace(planned, set_aside=[replace(each, path="") for each in planned.set_aside])
     if as_json:
-        print(json.dumps(asdict(planned) | {"outlook": asdict(outlook)}, indent=1))
+        print(
+            json.dumps(
+                asdict(planned) | {"outlook": asdict(outlook) | {"answerable": outlook.answerable}},
+                indent=1,
+            )
+        )
     else:
         _print_plan(planned)
         _print_outlook(out, outlook)
+    if not outlook.answerable:
+        if not as_json:
+            nothing = "Nothing that the config asks can be answered as it stands"
+            print_line(err, f"{nothing}: the lines above say why.")
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: radprobe explain configs/demo.yaml --rehash")
@@ -206,21 +215,20 @@ class _ProgressLines:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._total = self._done = 0
-        self._began = self._last = clock()
+        self._began = clock()
+        self._lines = MinuteLines(clock)
 
     def plan(self, slices: int) -> None:
         """Take the number of slices that are to be embedded."""
         self._total = slices
-        self._began = self._last = self._clock()
+        self._began = self._clock()
 
     def advance(self, slices: int) -> None:
         """Count slices that are done, and print a line where the last is a minute old."""
         self._done += slices
-        now = self._clock()
-        if now - self._last < _LINE_EVERY_S:
+        if not self._lines.is_due:
             return
-        self._last = now
-        rate = self._done / (now - self._began)
+        rate = self._done / (self._clock() - self._began)
         left = ""
         if rate:
             left = f", about {_duration(max(self._total - self._done, 0) / rate)} left"

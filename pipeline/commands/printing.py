@@ -24,6 +24,7 @@ from pipeline.report.wording import (
     positive_text,
     rule_text,
     setting_text,
+    table_kind,
     units_alone,
 )
 from pipeline.shared.texts import count, one_line, plain_number, printable
@@ -51,6 +52,8 @@ HEADLINES = {
     "mae": "MAE",
     "rmse": "RMSE",
     "correlation": "correlation",
+    "c_harrell": "Harrell's C",
+    "c_uno": "Uno's C",
 }
 
 # What a table of findings shows: how they are ranked, and the rates at the operating point.
@@ -128,17 +131,17 @@ def _print(out: Console, table: Table) -> None:
 
 
 def show_results(out: Console, results: Sequence[Result], config: Config | None = None) -> None:
-    """Print a table a method, classes and numbers apart: a line a task and setting, with intervals.
+    """Print a table a method and kind of question: a line a task and setting, with intervals.
 
     The intervals are of 95 %; a star marks the setting that val chose of several. config: of the
     store in which the predictions are, where that is to be told.
     """
     if any(result.provenance.random for result in results):
         out.print(RANDOM, style="bold yellow")
-    # Classes and numbers have no metric in common, so a method may have a table of each.
-    tables: dict[tuple[str, bool], list[Result]] = {}
+    # Classes, numbers and survival have no metric in common: a method may have a table of each.
+    tables: dict[tuple[str, str], list[Result]] = {}
     for result in results:
-        tables.setdefault((result.method, result.kind == "regression"), []).append(result)
+        tables.setdefault((result.method, table_kind(result)), []).append(result)
     for answers in tables.values():
         _show_method(out, answers)
     _show_few(out, results)
@@ -405,31 +408,31 @@ def _show_left_out(out: Console, task: str, answer: Segmented) -> None:
 
 def show_hits(out: Console, hits: Sequence[Hit], recipe: Recipe) -> None:
     """Print the neighbours of a search, nearest first; recipe: of the features."""
-    if recipe.random:
-        out.print(RANDOM, style="bold yellow")
-    table = _table(
-        f"Nearest, by {recipe.network}",
-        ("path", "modality", "patient"),
-        ("row", "slices", "cosine"),
-    )
-    for hit in hits:
-        numbers = (str(hit.row), str(hit.slices), f"{hit.cosine:.4f}")
-        table.add_row(hit.path, hit.modality, hit.patient or "", *numbers)
-    _print(out, table)
+    rows = [(hit, (hit.row, hit.slices)) for hit in hits]
+    _show_nearest(out, "Nearest", ("row", "slices"), rows, recipe)
 
 
 def show_patches(out: Console, hits: Sequence[PatchHit], recipe: Recipe) -> None:
     """Print the patches that are most like another, nearest first; recipe: of the features."""
+    rows = [(hit, (hit.row, hit.frame, hit.x, hit.y)) for hit in hits]
+    _show_nearest(out, "Nearest patches", ("row", "frame", "x", "y"), rows, recipe)
+
+
+def _show_nearest(
+    out: Console,
+    what: str,
+    columns: tuple[str, ...],
+    rows: Sequence[tuple[Hit | PatchHit, tuple[float, ...]]],
+    recipe: Recipe,
+) -> None:
+    """Print hits, each with its numbers in `columns`, and how near it is."""
     if recipe.random:
         out.print(RANDOM, style="bold yellow")
-    table = _table(
-        f"Nearest patches, by {recipe.network}",
-        ("path", "modality", "patient"),
-        ("row", "frame", "x", "y", "cosine"),
-    )
-    for hit in hits:
-        numbers = (hit.row, hit.frame, hit.x, hit.y, f"{hit.cosine:.4f}")
-        table.add_row(hit.path, hit.modality, hit.patient or "", *map(str, numbers))
+    title = f"{what}, by {recipe.network}"
+    table = _table(title, ("path", "modality", "patient"), (*columns, "cosine"))
+    for hit, numbers in rows:
+        texts = (hit.path, hit.modality, hit.patient or "")
+        table.add_row(*texts, *map(str, numbers), f"{hit.cosine:.4f}")
     _print(out, table)
 
 

@@ -201,8 +201,8 @@ def withdraw(
     models: list[Path] = []
     if not undo:
         # Models lie where their maker put them: most often beside the store or the config.
-        beside = {Path.cwd(), store.parent, storage.folder.parent}
-        models = models_that_know(slices.names, beside)
+        folders = {Path.cwd(), store.parent, storage.folder.parent}
+        models = models_that_know(slices.names, folders)
     if as_json:
         done = {"patient": slices.names[0], "names": slices.names, "found_by": slices.found_by}
         counts = {"withdrawn": withdrawn, "purged": purged.rows if purged else 0}

@@ -54,7 +54,7 @@ def fetch(
 
     with busy("downloading"):
         fetched = fetch(name, mirror)
-    _say(fetched, as_json)
+    _print_checked(fetched, as_json)
 
 
 @weights.command(epilog="Example: radprobe weights add ~/Downloads/dinov2_vits14_pretrain.pth")
@@ -65,7 +65,7 @@ def add(
     """Check a file of weights strictly and take it into the folder under its official name."""
     from pipeline.backbones.registry import add
 
-    _say(add(file), as_json)
+    _print_checked(add(file), as_json)
 
 
 @weights.command(epilog="Example: radprobe weights check dinov2_vits14")
@@ -90,7 +90,7 @@ def check(
         raise typer.Exit(1)
 
 
-def _say(done: object, as_json: bool) -> None:
+def _print_checked(done: object, as_json: bool) -> None:
     from pipeline.backbones.registry import Checked
 
     assert isinstance(done, Checked)

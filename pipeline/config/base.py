@@ -15,7 +15,10 @@ class HeadSettings(Frozen):
     """What every head has: which features it sees, and scaled how, as the train units alone say.
 
     features: the CLS token of the last block or of the last four, with or without the mean patch
-    token; of a store of a 3D network it is `volume`, its vector, whatever is said here. scaling:
+    token; of a store of a 3D network it is `volume`, its vector, whatever is said here. With
+    `+columns` behind them, or `columns` alone, those that the task names so stand beside: numbers
+    with a mean of 0 and a variance of 1, the median of train for a missing one, words as a number 0
+    or 1 each. scaling:
     what is done to features before a head sees them. components: how many principal components
     `whiten` keeps at most.
     """

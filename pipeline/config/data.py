@@ -10,7 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pipeline.config.modalities import modality_code
 from pipeline.config.tasks import Missing, Uncertain
-from pipeline.recipe import Output, PatchTokens, Precision, Treatment
+from pipeline.recipe import Output, PatchTokens, Precision, Raptor, Treatment
 from pipeline.shared.frozen import Frozen
 
 _ROOT_NAME = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
@@ -127,15 +127,17 @@ class BackboneChoice(Frozen):
 class Outputs(Frozen):
     """What to store of each slice.
 
-    keep: the CLS tokens, the mean patch token, all patch tokens; of a 3D network its vector of the
-    volume (`volume`), and nothing else. patch: how, where patch tokens are
-    among it. blocks: of how many last blocks CLS tokens are stored. dtype: of what is stored.
-    part_rows: rows that are committed together, a power of two; unset, as many as a part's memory
-    allows. Fewer lose less to a crash, more make fewer files.
+    keep: the CLS tokens, the mean patch token, all patch tokens; or a vector of the whole volume
+    (`volume`), and nothing else: a 3D network's own, and of a network of slices Raptor's. patch:
+    how, where patch tokens are among it; raptor: how, where it is Raptor's. blocks: of how many
+    last blocks CLS tokens are stored. dtype: of what is stored. part_rows: rows that are committed
+    together, a power of two; unset, as many as a part's memory allows. Fewer lose less to a crash,
+    more make fewer files.
     """
 
     keep: tuple[Output, ...] = ("cls", "mean")
     patch: PatchTokens = PatchTokens()
+    raptor: Raptor = Raptor()
     blocks: int = 4
     dtype: Literal["float16", "float32"] = "float16"
     part_rows: int | None = None

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from pipeline.config.base import HeadSettings
+    from pipeline.config.tasks import Kind
 
 LIBRARIES = ("radprobe", "numpy", "scikit-learn", "faiss-cpu", "torch")
 
@@ -89,9 +90,15 @@ HEADS: dict[str, Registered] = {
         "Train a perceptron of one hidden layer; val chooses its weight decay and when it ends.",
         on_device=True,
     ),
+    "cox": Registered(
+        "pipeline.evaluation.heads.cox",
+        "Fit Cox's proportional hazards on tasks of survival (time, event); val chooses the "
+        "penalty.",
+    ),
 }
-# What `radprobe evaluate` answers by; other heads have their own command, or are asked by name.
-DEFAULT_HEADS: tuple[str, ...] = ("knn", "probe", "fewshot")
+# What `radprobe evaluate` answers by, each where it can be asked; other heads have their own
+# command, or are asked by name.
+DEFAULT_HEADS: tuple[str, ...] = ("knn", "probe", "fewshot", "cox")
 # Not heads, and methods all the same: how a network itself is trained, by `radprobe tune`. One
 # module declares all four.
 TUNED: tuple[str, ...] = ("finetune", "lora", "bitfit", "norm")
@@ -106,7 +113,7 @@ class Declaration(Generic[S_co]):
     the method answers the same question otherwise: older answers are then not found. libraries:
     those whose versions an answer names. compared: whether it predicts each test unit once, by a
     model of all of train on cached features, so that its predictions can be held against another's,
-    and those of other images too.
+    and those of other images too. kinds: of task that it can be asked about.
     """
 
     name: str
@@ -115,6 +122,7 @@ class Declaration(Generic[S_co]):
     contract: int
     libraries: tuple[str, ...] = LIBRARIES
     compared: bool = True
+    kinds: tuple[Kind, ...] = ("binary", "multiclass", "multilabel", "regression")
 
 
 def method_names() -> tuple[str, ...]:

@@ -13,9 +13,22 @@ from pipeline.shared.frozen import Frozen
 # Which cached numbers a head sees: the CLS token of the last block or of the last four
 # (concatenated, oldest first), with or without the mean patch token.
 SliceFeatures = Literal["cls", "cls+mean", "cls4", "cls4+mean"]
-FeatureSet = Literal[SliceFeatures, "volume"]
+# Or of the columns that the task names beside them, as numbers, alone or with the cached ones.
+COLUMNS = "columns"
+FeatureSet = Literal[
+    SliceFeatures,
+    "volume",
+    "columns",
+    "cls+columns",
+    "cls+mean+columns",
+    "cls4+columns",
+    "cls4+mean+columns",
+    "volume+columns",
+]
 Level = Literal["image", "series", "study", "patient", "region"]
-Kind = Literal["binary", "multiclass", "multilabel", "regression"]
+Kind = Literal["binary", "multiclass", "multilabel", "regression", "survival"]
+# What is asked by classes or labels, each of which has a probability.
+CLASS_KINDS: tuple[Kind, ...] = ("binary", "multiclass", "multilabel")
 Part = Literal["train", "val", "test"]
 # How the features of a unit's slices become one.
 Pool = Literal["mean", "max", "gem3", "top5"]
@@ -67,18 +80,23 @@ class Task(Frozen):
     values, or a number to be predicted (values: number); several are multi-label (0 or 1). values:
     unset, classes, unless the column holds so many numbers or dates that none can be meant.
     positive: which of two classes sensitivity, F1 and average precision are of; unset, what the
-    words say (see `pipeline.annotations.classes`). operating_point: how the probability is chosen
-    on val from which on a unit is called positive: youden, {sensitivity: 0.95}, {specificity: 0.9},
-    or likeliest (above 0.5, chosen on nothing). level: what a case is. region: of level region,
-    which structures are cases. modality: the modality codes of the slices it is asked about; unset,
-    all. pool: how the features of a case's slices become one. uncertain, missing, empty: as
-    `Labels` has them, where the task does not say. subgroups: label columns by whose values scores
-    are given too; shortcuts: label columns that a probe is asked beside the task, on the same
+    words say (see `pipeline.annotations.classes`). time, event: in the place of labels, survival:
+    the column of how long each was watched, and the one of whether the event was seen then (1) or
+    the watching ended before it (0, censored). operating_point: how the probability is chosen on
+    val from which on a unit is called positive: youden, {sensitivity: 0.95}, {specificity: 0.9}, or
+    likeliest (above 0.5, chosen on nothing). level: what a case is. region: of level region, which
+    structures are cases. modality: the modality codes of the slices it is asked about; unset, all.
+    pool: how the features of a case's slices become one. uncertain, missing, empty: as `Labels` has
+    them, where the task does not say. subgroups: label columns by whose values scores are given
+    too; columns: label columns that stand beside features, such as age and sex, where a head's
+    `features` say so; shortcuts: label columns that a probe is asked beside the task, on the same
     split, such as view or site; permutations: how many times labels are permuted for a p value of
     each AUROC.
     """
 
     labels: Annotated[tuple[str, ...], Field(min_length=1)]
+    time: str | None = None
+    event: str | None = None
     values: Literal["classes", "number"] | None = None
     positive: ClassName | None = None
     operating_point: OperatingRule = "youden"
@@ -90,6 +108,7 @@ class Task(Frozen):
     missing: Missing | None = None
     empty: tuple[str, ...] | None = None
     subgroups: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
     shortcuts: tuple[str, ...] = ()
     permutations: Annotated[int, Field(ge=0)] = 0
 
@@ -103,6 +122,49 @@ class Task(Frozen):
                 "times instead."
             )
         return labels
+
+    @model_validator(mode="before")
+    @classmethod
+    def _labelled_by_event(cls, given: Any) -> Any:
+        """Take the column of the event for the label of a task of survival, which names no other.
+
+        Before what is missing is looked for: such a task needs no `labels`.
+        """
+        if isinstance(given, dict) and given.get("event") is not None and "labels" not in given:
+            return given | {"labels": (given["event"],)}
+        return given
+
+    @model_validator(mode="after")
+    def _survival_of_two_columns(self) -> Task:
+        if self.time is None and self.event is None:
+            return self
+        if self.time is None or self.event is None or self.time == self.event:
+            raise ValueError(
+                "A task of survival names two columns: time, how long each was watched, and event, "
+                f"whether it was seen. Got time {self.time!r} and event {self.event!r} instead."
+            )
+        if self.labels != (self.event,) or self.values is not None or self.permutations:
+            raise ValueError(
+                "A task of survival has time and event in the place of labels and values, and no "
+                f"permutations. Got labels {list(self.labels)}, values {self.values} and "
+                f"permutations {self.permutations} instead; leave them out."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _columns_are_no_truth(self) -> Task:
+        truth = sorted({*self.columns} & {*self.truth_columns})
+        if truth:
+            raise ValueError(
+                f"A column beside features must not be what is predicted. Got {truth[0]!r} among "
+                "both; leave it out of columns."
+            )
+        return self
+
+    @property
+    def truth_columns(self) -> tuple[str, ...]:
+        """The columns that say what is true of a case."""
+        return self.labels if self.time is None else (self.time, *self.labels)
 
     @property
     def reads_structure(self) -> bool:

@@ -53,10 +53,15 @@ class Contents:
 
 
 class Systematic(NamedTuple):
-    """A split in which every so-manieth unit tests, and every so-manieth of the others is val."""
+    """A split in which every so-manieth unit tests, and every so-manieth of the others is val.
+
+    The rest trains; where train is given, every so-manieth of all does, before val and then test
+    are dealt of the others, and the rest is left out.
+    """
 
     test: float
     val: float
+    train: float | None = None
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,11 @@ def _as_the_paper(name: str, contents: Contents) -> Contents:
         "follow the order of a file system"
     )
     items = with_parts(contents.items, steps)
-    return replace(contents, items=items, notes=[*contents.notes, note])
+    notes = [*contents.notes, note]
+    left_out = sum(item.part is None for item in items)
+    if left_out:
+        notes.append(f"{left_out} of {len(items)} stand in no part of it, and are not asked about")
+    return replace(contents, items=items, notes=notes)
 
 
 def _is_split(contents: Contents) -> bool:

@@ -106,15 +106,15 @@ def vindr_items(
     """
     read: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for row in rows:
-        found = read[row["image_id"]][row.get("rad_id", "all")]
-        found.update(_found(row))
+        signs = read[row["image_id"]][row.get("rad_id", "all")]
+        signs.update(_signs_of(row))
     for image, readers in read.items():
-        votes = {name: sum(name in found for found in readers.values()) for name in names}
+        votes = {name: sum(name in signs for signs in readers.values()) for name in names}
         labels = {name: str(int(2 * given > len(readers))) for name, given in votes.items()}
         yield Item(f"{folder}/{image}.dicom", image, part, labels=labels)
 
 
-def _found(row: dict[str, str]) -> set[str]:
+def _signs_of(row: dict[str, str]) -> set[str]:
     """Return what a row says is there."""
     if "class_name" in row:
         return {row["class_name"]}

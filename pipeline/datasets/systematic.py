@@ -20,17 +20,20 @@ def with_parts(items: Sequence[Item], steps: Systematic) -> list[Item]:
     have_masks = any(item.mask for item in items)
     patients = sorted({item.patient for item in items if item.mask or not have_masks})
     parts = dict(zip(patients, systematic_parts(len(patients), steps), strict=True))
-    return [replace(item, part=parts.get(item.patient, "train")) for item in items]
+    rest: Part | None = "train" if steps.train is None else None
+    return [replace(item, part=parts.get(item.patient, rest)) for item in items]
 
 
-def systematic_parts(n: int, steps: Systematic) -> list[Part]:
-    """Return the part of each of n units: every step-th tests, of the others every step-th is val.
+def systematic_parts(n: int, steps: Systematic) -> list[Part | None]:
+    """Return the part of each of n units, as `Systematic` deals them; None for one left out.
 
     A step may be broken: places are rounded, as numpy rounds them.
     """
-    parts = np.full(n, "train", dtype=object)
+    steps_of: list[tuple[Part, float]] = [("test", steps.test), ("val", steps.val)]
+    if steps.train is not None:
+        steps_of = [("train", steps.train), *reversed(steps_of)]
+    parts = np.full(n, "train" if steps.train is None else None, dtype=object)
     left = np.arange(n)
-    steps_of: tuple[tuple[Part, float], ...] = (("test", steps.test), ("val", steps.val))
     for part, step in steps_of:
         places = np.arange(0, len(left), step).round().astype(int)
         chosen = left[places[places < len(left)]]

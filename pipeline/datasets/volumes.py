@@ -186,6 +186,8 @@ AMOS = DataSet(
     },
     published={"CT volumes for training": 200, "CT volumes for validation": 100},
     values=_numbered(AMOS_ORGANS),
+    # 80 of all 300 train; of the other 220 are 20 val, and of 200 50 test; 150 are left out.
+    paper_split=Systematic(200 / 50, 220 / 20, train=300 / 80),
 )
 MSD_HEART = _decathlon("heart", "Task02_Heart", "MR", 20, ("left atrium",))
 MSD_HIPPOCAMPUS = _decathlon(

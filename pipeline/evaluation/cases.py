@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -29,12 +30,14 @@ from pipeline.config.base import HeadSettings
 from pipeline.config.data import Labels, SplitChoice
 from pipeline.config.regions import RegionFeatures
 from pipeline.config.root import Config
-from pipeline.config.tasks import FeatureSet, Task
+from pipeline.config.tasks import COLUMNS, FeatureSet, Task
+from pipeline.evaluation.covariates import ColumnTexts, Covariates
 from pipeline.evaluation.fit_store import FitStore
 from pipeline.evaluation.leakage import (
     Copies,
     CopySearch,
     Links,
+    WaysOut,
     describe_equal_pixels,
     describe_near_copies,
     refuse_copies,
@@ -56,7 +59,7 @@ from pipeline.evaluation.splits import (
 from pipeline.evaluation.stratify import of_whole_units
 from pipeline.recipe import recipe_of
 from pipeline.results import Provenance
-from pipeline.shared.arrays import Floats
+from pipeline.shared.arrays import Floats, allocate, batches
 from pipeline.shared.pseudonyms import Names
 from pipeline.shared.versions import versions_of
 from stores._disk import write_checked
@@ -65,6 +68,8 @@ from stores.features import FeatureStore
 from stores.withdrawn import Withdrawn
 
 Texts = NDArray[np.str_]
+# How copies are left out where no label says what is asked of them.
+WITHOUT_IMAGES = "leave the images of the copies out by data.exclude and extract again"
 
 
 @dataclass
@@ -317,7 +322,34 @@ class Cases:
             refused = replace(refused, near=[])
             if copies.near:
                 self.notes.append(describe_near_copies(copies.near, self.pictured))
-        refuse_copies(refused, self.pictured, self.config.split, self._named)
+        ways_out = WaysOut(
+            split=self.config.split,
+            is_filed=self.is_split,
+            same_patient=self._same_patient,
+            without=self._without_copies,
+        )
+        refuse_copies(refused, self.pictured, ways_out, self._named)
+
+    @property
+    def _same_patient(self) -> str:
+        """How slices are said to be of one patient."""
+        labels = self.config.labels
+        if labels is None or labels.file.is_dir():
+            root = ", root: COLUMN" if self.config.data.roots else ""
+            return (
+                f"a table that says so: `labels: {{file: ..., patient: COLUMN{root}, headers: "
+                "ignore}`, a row a file"
+            )
+        if labels.patient is None:
+            return (
+                'the same id in a column that labels.patient names, with labels.headers: "ignore"'
+            )
+        return f"the same id in column {labels.patient!r}, which labels.patient names"
+
+    @property
+    def _without_copies(self) -> str:
+        """How copies are left out."""
+        return "leave the labels of the copies empty"
 
     def _named(self, row: int) -> str:
         """Return how a message names a slice: by its row, and its path where the store keeps it."""
@@ -331,6 +363,8 @@ class Cases:
 
     def features_of(self, head: HeadSettings) -> FeatureSet | RegionFeatures:
         """Return which features a head sees of the units."""
+        if self.shortcut_of is not None:  # asked of the features alone
+            return features_alone(head.features)
         return head.features
 
     def features(self, head: HeadSettings, parts: Parts) -> Floats:
@@ -339,7 +373,19 @@ class Cases:
         return scaled(x, parts["train"], head.scaling, head.components)
 
     def unscaled(self, head: HeadSettings, parts: Parts) -> Floats:
-        """Return (n, d) the units' features before they are scaled for a head.
+        """Return (n, d) what a head sees of the units before it is scaled for it.
+
+        Features, and the task's columns beside them where it sees those.
+        """
+        beside = self._beside(head, parts)
+        if beside is None:
+            return self.tokens(head, parts)
+        if head.features == COLUMNS:
+            return beside
+        return _side_by_side(self.tokens(head, parts), beside, self.store.path)
+
+    def tokens(self, head: HeadSettings, parts: Parts) -> Floats:
+        """Return (n, d) the units' features, before they are scaled for a head.
 
         The last ones read are remembered, and no others, nor those of the task that this one asks
         for a shortcut of.
@@ -378,6 +424,16 @@ class Cases:
         return scaled(x, fit, head.scaling, head.components)
 
     def unscaled_slices(self, head: HeadSettings, parts: Parts) -> Floats:
+        """Return (m, d) what a head sees of every slice: its features, and its unit's columns."""
+        beside = self._beside(head, parts)
+        if beside is None:
+            return self.slice_tokens(head, parts)
+        of_slices = beside[self.units.unit]
+        if head.features == COLUMNS:
+            return of_slices
+        return _side_by_side(self.slice_tokens(head, parts), of_slices, self.store.path)
+
+    def slice_tokens(self, head: HeadSettings, parts: Parts) -> Floats:
         """Return (m, d) the features of every slice, before they are scaled for a head."""
         # Forgotten first: the features of every slice are the most that memory is asked for.
         self._last_read = None
@@ -394,6 +450,48 @@ class Cases:
             )
             self._note_agreement(agreement)
         return x
+
+    # --- columns beside them -------------------------------------------------------------
+
+    def covariates(self, head: HeadSettings, parts: Parts) -> Covariates:
+        """Return what train says of the columns that a head sees; none where it sees none.
+
+        Raises LabelError where the task names none, and as `Covariate.fit` does.
+        """
+        if COLUMNS not in head.features or self.shortcut_of is not None:
+            return Covariates()
+        if not self.task.columns:
+            raise LabelError(
+                f"{self.name}: features are {head.features!r}, and the task names no columns. "
+                "Write `columns: [age, sex]` into it, by their names in the label table."
+            )
+        if self.task.region is not None:
+            raise LabelError(
+                f"{self.name}: columns stand beside features of whole images, and its cases are "
+                f"regions. Take {features_alone(head.features)!r}."
+            )
+        return Covariates.fit(self.covariate_texts, parts["train"])
+
+    @cached_property
+    def covariate_texts(self) -> dict[str, Texts]:
+        """(n,) what each of the task's columns says of the units; "" where nothing, or several."""
+        return self.column_texts.of_units(self.units)
+
+    @property
+    def column_texts(self) -> ColumnTexts:
+        """What the task's columns say of the store's slices."""
+        columns = self.task.columns
+        return ColumnTexts.of(self.table, columns, self._slices, self._root, self._names)
+
+    def _beside(self, head: HeadSettings, parts: Parts) -> Floats | None:
+        """Return (n, k) the units' columns as numbers, and note what is missing; None for none."""
+        covariates = self.covariates(head, parts)
+        if not covariates.columns:
+            return None
+        for note in covariates.notes(self.covariate_texts):
+            if note not in self.notes:
+                self.notes.append(note)
+        return covariates.encode(self.covariate_texts)
 
     def _note_agreement(self, agreement: float | None) -> None:
         if agreement is not None:
@@ -422,6 +520,21 @@ class Cases:
             versions=versions_of(libraries),
             network=recipe.network,
         )
+
+
+def features_alone(which: FeatureSet) -> FeatureSet:
+    """Return features without the columns beside them; of columns alone those that compare."""
+    alone: FeatureSet = cast(FeatureSet, which.removesuffix(f"+{COLUMNS}"))
+    return "cls" if alone == COLUMNS else alone
+
+
+def _side_by_side(x: Floats, beside: Floats, folder: Path) -> Floats:
+    """Return features x (n, d) and columns (n, k) as (n, d + k), where many in a scratch file."""
+    joined = allocate(len(x), x.shape[1] + beside.shape[1], folder)
+    for now in batches(len(x)):
+        joined[now, : x.shape[1]] = x[now]
+        joined[now, x.shape[1] :] = beside[now]
+    return joined
 
 
 def keys_of_units(units: Units, slices: pa.Table) -> Texts:

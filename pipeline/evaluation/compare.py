@@ -226,7 +226,7 @@ def with_predictions(store: Path, answers: Iterable[Result]) -> Results:
     results: Results = {}
     for result in answers:
         if predictions_path(store, result).is_file():
-            results[result.asked, result.method] = result
+            results[result.configured_task, result.method] = result
     return results
 
 

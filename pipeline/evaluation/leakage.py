@@ -228,9 +228,12 @@ def describe_equal_pixels(equal: EqualPixels) -> str:
 def describe_near_copies(near: list[NearCopy], units: Units) -> str:
     """Return a sentence on near copies, which names the nearest by the rows of their slices."""
     examples = [_rows_of(pair, units) for pair in near[:EXAMPLES]]
+    # Of a volume it is the whole that is nearly equal, not the slice that names it.
+    firsts = ", each the first of its unit" if len(units.rows) > len(units.ids) else ""
     return (
         f"{len(near)} units are all but copies of units on another side of the split, by features "
-        f"nearer than {NEAR} of what is usual, for example {', '.join(examples)} of the slice table"
+        f"nearer than {NEAR} of what is usual, for example {', '.join(examples)} of the slice "
+        f"table{firsts}"
     )
 
 
@@ -281,12 +284,53 @@ class CopySearch:
         )
 
 
+@dataclass(frozen=True)
+class WaysOut:
+    """What whoever asks can do about copies on two sides.
+
+    split: as the config has it. is_filed: whether the split is on file, where patients stay.
+    same_patient: how slices are said to be of one patient; without: how copies are left out.
+    """
+
+    split: SplitChoice
+    is_filed: bool
+    same_patient: str
+    without: str
+
+    def text(self, copies: Copies) -> str:
+        """Return them in sentences, those alone that help with such copies."""
+        ways = [self.without]
+        if self.split.group == "duplicates":
+            # Only those whom an earlier split has parted already are refused.
+            ways.append("delete the split file to deal all patients anew, copies on one side")
+        elif self.split.deals:
+            anew = ", which deals all patients anew," if self.is_filed else ""
+            ways.append(
+                f'set split.group: "duplicates"{anew} to keep whoever has copies on one side'
+            )
+        ways.append(f"accept them by split.allow: [{', '.join(self._allowing(copies))}]")
+        return (
+            "Look at them (`radprobe slices` says which files they are, where the store hides "
+            f"paths). Those that are of one patient need {self.same_patient}. Else "
+            f"{', or '.join(ways)}."
+        )
+
+    def _allowing(self, copies: Copies) -> list[str]:
+        """Return what split.allow has, and what it must have too."""
+        allow = [f'"{each}"' for each in self.split.allow]
+        if len(copies.equal.units):
+            allow.append('"duplicates"')
+        if copies.near:
+            allow.append('"near-duplicates"')
+        return allow
+
+
 def refuse_copies(
-    copies: Copies, units: Units, split: SplitChoice, named: Callable[[int], str]
+    copies: Copies, units: Units, ways_out: WaysOut, named: Callable[[int], str]
 ) -> None:
     """Raise LabelError where there are copies, which lists all of them.
 
-    split: as the config has it. named: a row, as messages may name it.
+    named: a row, as messages may name it.
     """
     sentences = []
     lines = []
@@ -298,23 +342,7 @@ def refuse_copies(
         for pair in copies.near:
             lines.append(_line("all but equal", _first_rows(pair, units), named))
     if sentences:
-        raise LabelError(" ".join([*sentences, _what_to_do(copies, split)]) + "\n" + _listed(lines))
-
-
-def _what_to_do(copies: Copies, split: SplitChoice) -> str:
-    """Return the ways out of a refusal that such a split has."""
-    allow = [f'"{each}"' for each in split.allow]
-    if len(copies.equal.units):
-        allow.append('"duplicates"')
-    if copies.near:
-        allow.append('"near-duplicates"')
-    group = 'set split.group: "duplicates" to keep whoever has copies on one side, or '
-    return (
-        "Look at them (`radprobe slices` says which files they are, where the store hides paths). "
-        "Those that are of one patient need the same id in the column that "
-        "labels.patient names. Else leave the labels of the copies empty, or "
-        f"{group if split.deals else ''}accept them by split.allow: [{', '.join(allow)}]."
-    )
+        raise LabelError(" ".join([*sentences, ways_out.text(copies)]) + "\n" + _listed(lines))
 
 
 def _line(what: str, rows: Iterable[int], named: Callable[[int], str]) -> str:

@@ -71,6 +71,7 @@ def pair_units(first: TestedUnits, second: TestedUnits) -> Pairing:
     Raises LabelError where no unit has a counterpart, where a unit of one is several of the other,
     and ConfigError where a store hides its paths and has lost its key.
     """
+    # Row numbers and pseudonyms mean the same in one store alone.
     if first.store == second.store:
         place_of = {name: place for place, name in enumerate(second.ids.tolist())}
         there = [place_of.get(name, -1) for name in first.ids.tolist()]
@@ -103,8 +104,8 @@ def _by_slices(first: TestedUnits, second: TestedUnits) -> list[int]:
     for slices in _slices_of(first):
         places = {place_of_slice[each] for each in slices if each in place_of_slice}
         counterparts.append(_only(places))
-    found = [place for place in counterparts if place >= 0]
-    if len(set(found)) < len(found):
+    paired = [place for place in counterparts if place >= 0]
+    if len(set(paired)) < len(paired):
         raise _ambiguous()
     return counterparts
 

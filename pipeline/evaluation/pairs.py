@@ -127,9 +127,10 @@ class PairedCases(Cases):
             name,
         )
         # Of a model the record says it; here two configs may.
-        pools = (self.task.pool, self.fitted.task.pool)
-        if pools[0] != pools[1]:
-            different.append(f"pool: {pools[0]} here, {pools[1]} in {name}")
+        for key in ("pool", "columns"):
+            ours, theirs = getattr(self.task, key), getattr(self.fitted.task, key)
+            if ours != theirs:
+                different.append(f"{key}: {ours} here, {theirs} in {name}")
         if different:
             raise LabelError(
                 f"{self.tested.name} is another question than in {name}: {'; '.join(different)}. "
@@ -140,6 +141,13 @@ class PairedCases(Cases):
         """Return (n,) what a label column of B says of each unit; "" of those of A."""
         of_fitted = np.full(len(self.fitted.units.ids), "")
         return np.concatenate([of_fitted, self.tested.column(name)])
+
+    @cached_property
+    def covariate_texts(self) -> dict[str, Texts]:
+        """(n,) what each of the task's columns says of the units, first those of A."""
+        there = self.fitted.covariate_texts
+        here = self.tested.covariate_texts
+        return {name: np.concatenate([there[name], here[name]]) for name in self.task.columns}
 
     @property
     def depends_on(self) -> dict[str, str]:
@@ -218,16 +226,16 @@ class PairedCases(Cases):
 
     # --- features ------------------------------------------------------------------------
 
-    def unscaled(self, head: HeadSettings, parts: Parts) -> Floats:
+    def tokens(self, head: HeadSettings, parts: Parts) -> Floats:
         """Return (n, d) the features of the units of both stores, before they are scaled."""
-        there = self.fitted.unscaled(head, parts)
-        here = self.tested.unscaled(head, parts)
+        there = self.fitted.tokens(head, parts)
+        here = self.tested.tokens(head, parts)
         return self._joined(there, here)
 
-    def unscaled_slices(self, head: HeadSettings, parts: Parts) -> Floats:
+    def slice_tokens(self, head: HeadSettings, parts: Parts) -> Floats:
         """Return the features of every slice of both stores, before they are scaled."""
-        there = self.fitted.unscaled_slices(head, parts)
-        here = self.tested.unscaled_slices(head, parts)
+        there = self.fitted.slice_tokens(head, parts)
+        here = self.tested.slice_tokens(head, parts)
         return self._joined(there, here)
 
     def _joined(self, there: Floats, here: Floats) -> Floats:

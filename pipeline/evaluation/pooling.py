@@ -147,7 +147,8 @@ def _blocks_and_width(store: FeatureStore, which: FeatureSet | RegionFeatures) -
         )
     recipe = recipe_of(store)
     if recipe.level == "volume":  # has one vector, which is what each set of features is of it
-        return 1, recipe.architecture.dim
+        (width,), _ = recipe.arrays["volume"]
+        return 1, width
     blocks = 4 if which.startswith("cls4") else 1
     needed = outputs_of(which)
     if set(needed) - set(recipe.outputs) or blocks > recipe.blocks:
@@ -205,6 +206,7 @@ def _pooled(
     greatest values.
     """
     sizes = np.diff(starts, append=len(values))
+    # Most images: nothing to pool, and no copy of it.
     if (sizes == 1).all():
         return values
     count = sizes[:, None].astype(np.float32)

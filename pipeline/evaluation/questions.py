@@ -9,7 +9,7 @@ from pipeline.annotations.labels import LabelTable, read_labels
 from pipeline.config.data import Labels
 from pipeline.config.heads import HEADS, declared
 from pipeline.config.root import Config
-from pipeline.config.tasks import Level, Task
+from pipeline.config.tasks import COLUMNS, Level, Task
 from pipeline.evaluation.cases import Cases
 from pipeline.evaluation.failures import Failures
 from pipeline.evaluation.fit_store import FitStore
@@ -68,6 +68,7 @@ def _alone(config: Config, failures: Failures | None) -> Iterator[Cases]:
         config = _of_volumes(config)
     tasks = {name: with_policies(task, labels) for name, task in config.tasks.items()}
     tables = tables_of(config, labels, tasks, failures)
+    # Once: it reads every receipt.
     fingerprint = store.fingerprint()
     fit_store = None
     if isinstance(config.fit_on, Path):
@@ -89,7 +90,9 @@ def _of_volumes(config: Config) -> Config:
     heads = {}
     for name in HEADS:
         settings = config.settings_of(declared(name))
-        heads[name] = settings.model_copy(update={"features": "volume"})
+        beside = f"+{COLUMNS}" if settings.features.endswith(f"+{COLUMNS}") else ""
+        if settings.features != COLUMNS:
+            heads[name] = settings.model_copy(update={"features": f"volume{beside}"})
     return config.model_copy(update=heads)
 
 

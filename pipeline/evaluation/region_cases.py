@@ -34,7 +34,7 @@ from pipeline.config.base import HeadSettings
 from pipeline.config.regions import STRUCTURE, RegionChoice, RegionFeatures
 from pipeline.config.root import Config
 from pipeline.config.tasks import FeatureSet, Pool, Task
-from pipeline.evaluation.cases import Cases, Texts
+from pipeline.evaluation.cases import WITHOUT_IMAGES, Cases, Texts
 from pipeline.evaluation.pooling import read_features
 from pipeline.evaluation.splits import Parts
 from pipeline.recipe import recipe_of
@@ -164,6 +164,11 @@ class RegionCases(Cases):
         each = zip(super().keys.tolist(), self.units.ids.tolist(), wholes, strict=True)
         return np.array([f"{key}\0{name.removeprefix(whole)}" for key, name, whole in each])
 
+    @property
+    def _without_copies(self) -> str:
+        """How copies are left out: which structure a region is of stands in no file."""
+        return WITHOUT_IMAGES if self.task.reads_structure else super()._without_copies
+
     def _of_pieces(self, column: str) -> Texts:
         """Return (m,) what the slice table says of each piece."""
         texts = self._slices[column].to_numpy(zero_copy_only=False)
@@ -176,15 +181,15 @@ class RegionCases(Cases):
         """Return which features a head sees: the tokens', whatever it sees of slices."""
         return _FEATURES.get(self.choice.pool, head.features)
 
-    def unscaled(self, head: HeadSettings, parts: Parts) -> Floats:
+    def tokens(self, head: HeadSettings, parts: Parts) -> Floats:
         """Return (n, d) the units' features before they are scaled for a head."""
         self._refuse_fit_store()
-        return super().unscaled(head, parts)
+        return super().tokens(head, parts)
 
-    def unscaled_slices(self, head: HeadSettings, parts: Parts) -> Floats:
+    def slice_tokens(self, head: HeadSettings, parts: Parts) -> Floats:
         """Return (m, d) what the tokens of each piece come to, before that is scaled."""
         self._refuse_fit_store()
-        return super().unscaled_slices(head, parts)
+        return super().slice_tokens(head, parts)
 
     def _refuse_fit_store(self) -> None:
         if self.fit_store is not None and self.choice.pool != "whole":

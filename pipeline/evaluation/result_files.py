@@ -71,6 +71,8 @@ KEY_LENGTH = 16  # hex digits of a key in a file's name
 # Of `Labels`, younger than keys: in them only where they are set, so that other answers keep their
 # names. A setting of labels that is new belongs here.
 YOUNGER_SETTINGS = ("dates", "root", "structure")
+# The column of predictions that says how long each unit was watched, of survival.
+WATCHED = "watched"
 # How often the tidy table is written where other processes write it too.
 _TRIES = 10
 
@@ -123,7 +125,7 @@ def _join_settings(labels: Labels) -> dict[str, Any]:
 def _task_settings(task: Task) -> dict[str, Any]:
     """Return what a task asks, as keys have it."""
     # Of tasks too: only where it is set.
-    young = {"region"} if task.region is None else set()
+    young = {name for name in ("region", "time", "event", "columns") if not getattr(task, name)}
     return task.model_dump(mode="json", exclude={"shortcuts", *young})
 
 
@@ -141,17 +143,17 @@ def result_key(cases: Cases, method: Method) -> str:
         "method": method,
         "contract": declaration.contract,
         "settings": [each.model_dump(mode="json") for each in (settings, *built_on)],
-        **_asked_of(cases),
+        **_question_of(cases),
     }
     if cases.fit_store is not None:
         content["fit_on"] = cases.fit_store.fingerprint
     if isinstance(cases, PairedCases):
-        content["fit_on"] = _asked_of(cases.fitted)
+        content["fit_on"] = _question_of(cases.fitted)
     text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _asked_of(cases: Cases) -> dict[str, Any]:
+def _question_of(cases: Cases) -> dict[str, Any]:
     """Return all of a task over a store that an answer to it depends on."""
     content = {
         "name": cases.name,
@@ -581,6 +583,8 @@ def predictions_table(units: Units, tested: OutOfFold) -> pa.Table:
         for j, name in enumerate(units.classes):
             columns[f"truth:{name}"] = _truth_column(truth, j)
             columns[f"proba:{name}"] = prediction.proba[:, j]
+            if truth.kind == "survival":
+                columns[WATCHED] = truth.y[:, 0]
             thresholds = prediction.thresholds
             if thresholds is not None and not np.isnan(thresholds[:, j]).all():
                 columns[f"threshold:{name}"] = thresholds[:, j]
@@ -665,6 +669,8 @@ def _y(table: pa.Table, result: Result) -> NDArray[Any]:
     for column in columns:
         known = column.cast(pa.int8()).fill_null(-1)
         bits.append(known.to_numpy())
+    if result.kind == "survival":
+        return np.stack([table[WATCHED].to_numpy(), bits[0]], axis=1).astype(np.float64)
     y = np.stack(bits, axis=1)
     return y if result.kind == "multilabel" else y.argmax(axis=1)
 

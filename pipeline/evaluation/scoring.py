@@ -19,7 +19,7 @@ from pipeline.config.base import HeadSettings
 from pipeline.config.heads import HEADS, declared
 from pipeline.config.methods import Method
 from pipeline.config.root import Config
-from pipeline.config.tasks import OperatingRule
+from pipeline.config.tasks import CLASS_KINDS, Kind, OperatingRule
 from pipeline.evaluation.cases import Cases
 from pipeline.evaluation.folds import OutOfFold, join_folds, place_of_chosen
 from pipeline.evaluation.heads.contract import Head, Predicted, fit_and_predict
@@ -29,6 +29,13 @@ from pipeline.shared.arrays import Floats, Rows
 from pipeline.shared.texts import count
 from stores.errors import ConfigError, LabelError
 
+IN_WORDS: dict[Kind, str] = {
+    "binary": "two classes",
+    "multiclass": "several classes",
+    "multilabel": "several labels",
+    "regression": "a number",
+    "survival": "survival",
+}
 # The AUROC of what says nothing.
 CHANCE = 0.5
 # More are no groups: each has its own bootstrap, and a number is not a group.
@@ -53,19 +60,21 @@ def run(cases: Cases, method: Method, device: str | None = None) -> tuple[list[S
     if device is not None:
         _open_array_api()
     head = _head(method)
+    if cases.units.kind not in head.kinds:
+        return [], OutOfFold([], cases.folds[0]["test"], None, [_not_asked(head, cases.units.kind)])
     settings = cases.config.settings_of(head)
     others = settings_built_on(cases.config, settings)
     folds = cases.folds[:1] if head.folds == "first" else cases.folds
     predicted = []
-    scratch_notes: list[str] = []
+    memory_notes: list[str] = []
     for parts in folds:
         x = _features(cases, head, parts)
         predicted.append(fit_and_predict(head, x, cases.units, parts, settings, device, others))
-        scratch_notes = _scratch_notes(x)
+        memory_notes = _memory_notes(x)
         # Features are the most that is in memory: these go before the next fold's are read.
         del x
     if len(folds) == 1:
-        scores, tested = _score_one_fold(cases, predicted[0], folds[0], scratch_notes)
+        scores, tested = _score_one_fold(cases, predicted[0], folds[0], memory_notes)
     else:
         answers = []
         doubtful = []
@@ -78,7 +87,7 @@ def run(cases: Cases, method: Method, device: str | None = None) -> tuple[list[S
                 chosen = of_fold[place_of_chosen(of_fold)]
                 doubtful.append(doubtful_points(chosen, val, cases.task.operating_point))
         tested = join_folds(answers, [parts["test"] for parts in folds])
-        tested.notes.extend(scratch_notes)
+        tested.notes.extend(memory_notes)
         tested.notes.extend(_doubtful_notes(doubtful))
         scores = scores_of(cases, tested)
     if any(each.applies for each in predicted):
@@ -86,6 +95,12 @@ def run(cases: Cases, method: Method, device: str | None = None) -> tuple[list[S
     if len(folds) < len(cases.folds):
         tested.notes.insert(0, "only the first fold is asked")
     return scores, tested
+
+
+def _not_asked(head: Head[Any, Any], kind: Kind) -> str:
+    """Return why a head is not asked about a task of a kind."""
+    others = [name for name in HEADS if kind in declared(name).kinds]
+    return f"{head.title} is not asked about {IN_WORDS[kind]}: {', '.join(others)} can be"
 
 
 def refuse_no_scores(method: Method, scores: Sequence[Score], notes: Sequence[str]) -> None:
@@ -130,7 +145,7 @@ def _score_one_fold(
     cases: Cases,
     predicted: Predicted,
     parts: Parts,
-    scratch_notes: list[str],
+    memory_notes: list[str],
 ) -> tuple[list[Score], OutOfFold]:
     """Score what a head says of the one fold it is asked, each prediction as it is made."""
     rows = parts["test"]
@@ -155,7 +170,7 @@ def _score_one_fold(
             filed.append(at_points)
         else:  # a unit has several predictions: the table of predictions has one row for it
             drawn = True
-    notes = [*predicted.notes, *scratch_notes]
+    notes = [*predicted.notes, *memory_notes]
     if predicted.scores is None and not drawn:
         notes += _one_sided_notes(cases, rows)
     chosen = place_of_chosen(filed)
@@ -164,7 +179,7 @@ def _score_one_fold(
     return scores, OutOfFold(filed, rows, None, notes, chosen)
 
 
-def _scratch_notes(x: NDArray[Any]) -> list[str]:
+def _memory_notes(x: NDArray[Any]) -> list[str]:
     """Return a note where features (n, d) are in a scratch file."""
     if not isinstance(x, np.memmap):
         return []
@@ -359,7 +374,7 @@ def score_of(
         metrics=joint,
         labels=labels,
         subgroups=_subgroups(cases, prediction, rows, fold),
-        reliability={} if truth.kind == "regression" else metrics.reliability(truth, proba),
+        reliability=metrics.reliability(truth, proba) if truth.kind in CLASS_KINDS else {},
         operating_points=_points_of(truth, prediction, fold),
     )
 

@@ -59,13 +59,13 @@ def search(
     """
     store = FeatureStore.open(config.store)
     slices = slices_with_features(store, config)
-    asked = queried(slices, query, config, Names(store.path))
+    query_rows = queried(slices, query, config, Names(store.path))
     # The query's own patient is no answer to it: images of one patient are alike.
     patients = unit_names(slices, "patient")
-    others = np.flatnonzero(~np.isin(patients, patients[asked]))
+    others = np.flatnonzero(~np.isin(patients, patients[query_rows]))
     if not len(others):
         raise ConfigError("All slices of the store are of the query's patient.")
-    row = slices["row"].to_numpy()[asked]
+    row = slices["row"].to_numpy()[query_rows]
     (vector,) = read_features(store, _one_unit(row), config.settings_of(KNN).features)
     return _hits(store, config, slices.take(pa.array(others)), vector, k, level)
 

@@ -66,7 +66,7 @@ class Embedded:
 
 def load_network(recipe: Recipe, checkpoint: Checkpoint, speed: Speed) -> Any:
     """Load the network of a recipe on the device that `speed` names. Raises WeightsError."""
-    return LEVELS[recipe.level].load(recipe, checkpoint, speed)
+    return LEVELS[recipe.sees].load(recipe, checkpoint, speed)
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class EmbeddingRun:
         from pipeline.shared.devices import pick_device
 
         self.recipe = recipe_of(store)
-        self._level = LEVELS[self.recipe.level]
+        self._level = LEVELS[self.recipe.sees]
         self.speed = settings.speed.chosen(pick_device(settings.speed.device), self.recipe)
         # Asked before hours are spent, not at the first commit.
         self._versions = versions_of(("radprobe", "torch", "transformers"))

@@ -1,4 +1,4 @@
-"""What rows are embedded by: slice by slice, or a volume at a time; a line a kind of recipe."""
+"""What rows are embedded by: slices, volumes, or planes of volumes; a line a kind of recipe."""
 
 from __future__ import annotations
 
@@ -50,7 +50,21 @@ def _volumes_forward(network: Any, recipe: Recipe, speed: Speed) -> VolumeForwar
     return VolumeForward(network, recipe)
 
 
-LEVELS: dict[Literal["slice", "volume"], EmbeddingLevel] = {
-    "slice": EmbeddingLevel(_load_for_slices, _slices_forward, PartFiller),
-    "volume": EmbeddingLevel(_load_for_volumes, _volumes_forward, VolumeFiller),
+def _load_for_planes(recipe: Recipe, checkpoint: Checkpoint, speed: Speed) -> Any:
+    return backbones.load_slice_network(recipe, checkpoint, device=speed.device)
+
+
+def _planes_forward(network: Any, recipe: Recipe, speed: Speed) -> VolumeForward:
+    from pipeline.inference.raptor import PlanarNetwork
+    from pipeline.inference.volumes import VolumeForward
+
+    assert recipe.raptor is not None
+    planar = PlanarNetwork(network, recipe, recipe.raptor, speed.batch_size or 1)
+    return VolumeForward(planar, recipe)
+
+
+LEVELS: dict[Literal["slices", "volumes", "planes"], EmbeddingLevel] = {
+    "slices": EmbeddingLevel(_load_for_slices, _slices_forward, PartFiller),
+    "volumes": EmbeddingLevel(_load_for_volumes, _volumes_forward, VolumeFiller),
+    "planes": EmbeddingLevel(_load_for_planes, _planes_forward, VolumeFiller),
 }

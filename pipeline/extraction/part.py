@@ -167,11 +167,11 @@ class PartFiller:
         if isinstance(read.item, Failure):
             raise UnreadableError(read.item.reason, read.item.detail)
         assert read.pixel_digest is not None
-        digest = bytes.fromhex(read.pixel_digest)
-        self.job.put(row, pixel_digest=np.frombuffer(digest, np.uint8))
+        digest = digest_bytes(read.pixel_digest)
+        self.job.put(row, pixel_digest=digest)
         check_finite(read.item)
         item = self.context.volumes.ranged(slice_, read.item)
-        self.batch.append(_Taken(row, item, slice_.modality, digest))
+        self.batch.append(_Taken(row, item, slice_.modality, digest.tobytes()))
 
     def _link_to_original(self, row: int, original: int, digest: bytes) -> None:
         """Link a row to an earlier one with the same pixels, where that has features.

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pipeline.backbones.volume_models import VOLUME_NETWORKS
 from pipeline.backbones.weights import Weights, locate
 from pipeline.config.root import Config
-from pipeline.recipe import Recipe, recipe_of
+from pipeline.recipe import Raptor, Recipe, VolumeInput, Window, recipe_of
 from pipeline.shared.pseudonyms import HIDDEN, key_check, load_key, reveal_path
 from stores import ArraySpec, FeatureStore
 from stores.errors import (
@@ -80,6 +80,8 @@ def recipe_with(config: Config, weights: Weights) -> Recipe:
     }
     if choice.name in VOLUME_NETWORKS:
         given |= _of_volumes(config)
+    elif sees_volumes(config) or config.outputs.raptor != Raptor():
+        given |= _of_planes(config)
     try:
         return Recipe(
             architecture=weights.architecture,
@@ -107,9 +109,36 @@ def _of_volumes(config: Config) -> dict[str, Any]:
     }
 
 
+def _of_planes(config: Config) -> dict[str, Any]:
+    """Return what a recipe says where a network of slices sees volumes, by Raptor.
+
+    Raises ConfigError where nothing says which HU become 0 and 1.
+    """
+    preprocess = config.preprocess
+    if preprocess.volume is None:
+        if not isinstance(preprocess.ct, Window):
+            raise ConfigError(
+                "Volumes are scaled by one window. Got preprocess.ct of kind "
+                f"{preprocess.ct.kind} instead; name a window there, such as lung."
+            )
+        side = config.backbone.image_size
+        volume = VolumeInput(
+            fit="shrink",
+            size=(side, side, side),
+            window=(preprocess.ct.low, preprocess.ct.high),
+        )
+        preprocess = preprocess.model_copy(update={"volume": volume})
+    return {"blocks": 1, "preprocess": preprocess, "raptor": config.outputs.raptor}
+
+
+def sees_volumes(config: Config) -> bool:
+    """Return whether a config embeds whole volumes."""
+    return config.backbone.name in VOLUME_NETWORKS or "volume" in config.outputs.keep
+
+
 def seen_by_volume(config: Config) -> Callable[[str], bool]:
     """Return whether what is made of a slice of a modality depends on its volume as well."""
-    if config.backbone.name in VOLUME_NETWORKS:
+    if sees_volumes(config):
         return lambda modality: True
     return config.preprocess.by_volume
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from pipeline.annotations.units import Truth
-from pipeline.config.tasks import Kind
+from pipeline.config.tasks import CLASS_KINDS, Kind
 from pipeline.evaluation.metrics.calibration import LEAST, fit_line, logit
 from pipeline.evaluation.metrics.values import columns_of
 from pipeline.shared.arrays import softmax
@@ -127,7 +127,7 @@ def is_small(val: Truth) -> bool:
     et al., J Clin Epidemiol 2016, ask for 100 to 200). Of LARGE units and more it is not: rare as
     a label may be, heads of so many are not fitted over and over.
     """
-    if val.kind == "regression" or len(val.y) >= LARGE:
+    if val.kind not in CLASS_KINDS or len(val.y) >= LARGE:
         return False
     carried = (val.indicator & val.known).sum(axis=0)
     without = (~val.indicator & val.known).sum(axis=0)
@@ -139,9 +139,9 @@ def calibrate(
 ) -> tuple[Calibration | None, list[str]]:
     """Return what makes right what is said (n, c) of units, and notes on what is not.
 
-    None where nothing can be calibrated: of a number, and where nothing is said.
+    None where nothing can be calibrated: of a number or a risk, and where nothing is said.
     """
-    if said is None or truth.kind == "regression":
+    if said is None or truth.kind not in CLASS_KINDS:
         return None, []
     if truth.kind == "multiclass":
         return Calibration(temperature=_temperature(truth, said), fitted_on=fitted_on), []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pipeline.config.segmentation_heads import SEGMENTATION_HEADS
+from pipeline.config.tasks import CLASS_KINDS
 from pipeline.evaluation.splits import PARTS
 from pipeline.fitted.calibration import IN_WORDS, Calibration, Isotonic, Sigmoid
 from pipeline.fitted.folder import Record
@@ -41,14 +42,14 @@ def facts(record: Record) -> Iterator[tuple[str, str]]:
         yield "Head", _head(record)
         yield "Images", modalities
     else:
-        what = record.classes[0] if record.kind == "regression" else ", ".join(record.classes)
+        what = ", ".join(record.classes)
         yield "Says", f"{what}, of each {record.level}"
         yield "Head", f"{_head(record)} on {record.features}, pooled by {record.question.pool}"
         yield "Images", ", ".join(record.question.modality or ()) or modalities
         for name, threshold in record.thresholds.items():
             text = f"{name} is called from {threshold:.4g} on ({_rule(record)}, chosen on val)"
             yield "Operating point", text
-        if record.kind != "regression":
+        if record.kind in CLASS_KINDS:
             for text in _calibration_facts(record.calibration):
                 yield "Calibration", text
     learnt = record.trained_on
@@ -118,6 +119,9 @@ def _what(record: ModelRecord) -> Iterator[str]:
     yield ""
     if record.kind == "regression":
         yield f"The number `{record.classes[0]}` of each {record.level}."
+    elif record.kind == "survival":
+        yield f"The risk of `{record.classes[0]}` of each {record.level}, as the log of the hazard"
+        yield "against that of the mean of those it learnt from: higher is sooner."
     elif record.kind == "multilabel":
         yield f"For each {record.level}, how likely each of {_codes(record.classes)} is."
     else:

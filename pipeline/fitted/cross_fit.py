@@ -8,6 +8,7 @@ v units of train and val, c classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,15 +39,15 @@ class CrossFitted:
 def cross_fitted(
     cases: Cases,
     head: Head[Any, Any],
-    raw: Floats,
+    raw_by: Callable[[Parts], Floats],
     given: FitInput[Any],
     setting: dict[str, float],
 ) -> CrossFitted | None:
     """Return what a head says of train and val by folds of patients.
 
-    raw: the features that it sees, not scaled; given: what the model was fitted on; setting: which
-    of the head's was chosen then. A head that finds another by itself, such as the epochs that val
-    ends, is taken as it is. None where a fold cannot be told by the others.
+    raw_by: the features that it sees, not scaled, by who trains; given: what the model was fitted
+    on; setting: which of the head's was chosen then. A head that finds another by itself, such as
+    the epochs that val ends, is taken as it is. None where a fold cannot be told by the others.
     """
     settings = given.settings.chosen(setting)
     units = given.units
@@ -56,6 +57,7 @@ def cross_fitted(
     fold = fold_of[np.searchsorted(names, truth.groups)]
     proba = np.full((len(both), len(units.classes)), np.nan)
     for i in range(FOLDS):
+        # The next fold is val, since heads end their training by one.
         is_test = fold == i
         is_val = fold == (i + 1) % FOLDS
         parts: Parts = {
@@ -66,6 +68,8 @@ def cross_fitted(
         if not all(map(len, parts.values())):
             return None
         fit_on = parts["train"] if head.sees == "units" else slices_of(units, parts["train"])
+        # Scaled anew by those who train in this fold: the rest would leak into it.
+        raw = raw_by(parts)
         scaling = fit_scaling(raw, fit_on, settings.scaling, settings.components)
         x = scaling.apply(raw)
         predicted = fit_and_predict(head, x, units, parts, settings, given.device, given.others)

@@ -95,6 +95,8 @@ def _measurements(record: ModelRecord, row: Mapping[str, Any]) -> Sequence[Any]:
     names = {}
     if record.kind == "regression":
         names["value"] = record.classes[0]
+    if record.kind == "survival":
+        names["risk"] = f"Log hazard of {record.classes[0]}"
     for name in record.classes:
         names[f"proba:{name}"] = f"Probability of {name}"
         names[f"calibrated:{name}"] = f"Calibrated probability of {name}"

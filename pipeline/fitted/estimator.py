@@ -12,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.annotations.units import Units
+from pipeline.config.tasks import CLASS_KINDS
 from pipeline.fitted.model import Model
 from pipeline.fitted.predict import decisions, number_columns, predictions
 from pipeline.fitted.record import ModelRecord
@@ -61,7 +62,7 @@ class Estimator:
         return self.model.width
 
     def predict_proba(self, x: Input, **options: Any) -> Doubles:
-        """Return (n, c) probabilities, or for a number (n, 1).
+        """Return (n, c) probabilities, or for a number or a risk (n, 1).
 
         Of a store or folder the units as `table` has them, NaN where no image could be read.
         options: of `FolderOptions`. Raises ModelError for features of another width.
@@ -73,11 +74,13 @@ class Estimator:
         return np.stack(columns, axis=1)
 
     def predict(self, x: Input, **options: Any) -> NDArray[Any]:
-        """Return (n,) what is decided of each unit, of `classes_`; labels parted by ";"; a number.
+        """Return (n,) what is decided of each unit, of `classes_`; labels parted by ";".
+
+        Or the number or risk that is said of it.
 
         Of a store or folder None where no image could be read.
         """
-        if self.record.kind == "regression":
+        if self.record.kind not in CLASS_KINDS:
             return self.predict_proba(x, **options)[:, 0]
         decided: list[Any]
         if isinstance(x, np.ndarray):
@@ -101,6 +104,11 @@ class Estimator:
             raise ModelError(
                 f"{self.record.method} sees the features of slices, not of units: ask it about a "
                 "store or a folder."
+            )
+        if self.record.covariates.columns:
+            raise ModelError(
+                f"{self.record.method} sees columns beside features, which arrays have not: ask it "
+                "about a config whose `labels` have them."
             )
         n = len(x)
         names = np.arange(n).astype(np.str_)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pipeline.annotations.units import Prediction, Truth
 from pipeline.config.data import BackboneChoice
 from pipeline.evaluation.cases import Cases
+from pipeline.evaluation.covariates import Covariates
 from pipeline.evaluation.heads.contract import HeadState
 from pipeline.evaluation.known import training_digests
 from pipeline.evaluation.pooling import FittedScaling
@@ -50,7 +51,8 @@ class Filing:
     chosen: the prediction of the setting that the model is of; val: the units that it says of val;
     x (n, d): features of the units of the cases, not scaled; learnt_from: which the model knows.
     difference: between what it says of test and what its answer says. crossed: what was said of
-    train and val by folds, where val is small. tuned: of a tuned network.
+    train and val by folds, where val is small. covariates: of the columns that the head sees; None
+    for none. tuned: of a tuned network.
     """
 
     cases: Cases
@@ -62,6 +64,7 @@ class Filing:
     learnt_from: Rows
     scaling: FittedScaling
     difference: float
+    covariates: Covariates | None = None
     crossed: CrossFitted | None = None
     tuned: FiledNetwork | None = None
 
@@ -105,6 +108,7 @@ def record_and_files(filing: Filing) -> tuple[ModelRecord, Mapping[str, bytes | 
         classes=result.classes,
         level=result.level,
         features=result.features,
+        covariates=filing.covariates or Covariates(),
         scaling=Scaled(kind=filing.scaling.kind),
         settings=result.settings,
         setting=chosen.setting,

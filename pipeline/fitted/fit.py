@@ -13,8 +13,10 @@ from pipeline.annotations.units import Units
 from pipeline.config.heads import HEADS, TUNED, declared
 from pipeline.config.methods import Method
 from pipeline.config.root import Config
+from pipeline.config.tasks import COLUMNS
 from pipeline.evaluate import evaluate
 from pipeline.evaluation.cases import Cases, slices_of
+from pipeline.evaluation.covariates import Covariates
 from pipeline.evaluation.folds import place_of_chosen
 from pipeline.evaluation.heads.contract import FitInput, Head, HeadState, fit_input
 from pipeline.evaluation.pooling import FittedScaling, fit_scaling
@@ -54,6 +56,11 @@ def fit(
     head = fileable_head(method)
     config = of_one_task(config, task)
     check_store(config)
+    if config.settings_of(head).features == COLUMNS:
+        raise ConfigError(
+            f"A model is of images, and {method} sees `features: {COLUMNS}` alone. Take features "
+            f"beside them, such as cls+{COLUMNS}."
+        )
     update_regions(config)
     (result,) = evaluate(config, [method], device=device)
     (cases,) = cases_of(config)
@@ -71,12 +78,12 @@ def fit(
     if state is None or not predictions:
         raise LabelError(f"{result.task}: {method} could not be fitted: {'; '.join(result.notes)}.")
     chosen = predictions[place_of_chosen(predictions)]
-    said = _predict_test(fitting, state, chosen.setting)
+    predicted = _predict_test(fitting, state, chosen.setting)
     test = fitting.parts["test"]
     val = cases.units.at(fitting.parts["val"])
     crossed: CrossFitted | None = None
     if is_small(val) and chosen.on_val is not None:
-        crossed = cross_fitted(cases, head, fitting.raw, given, chosen.setting)
+        crossed = cross_fitted(cases, head, fitting.raw_by, given, chosen.setting)
     filing = Filing(
         cases=cases,
         result=result,
@@ -86,7 +93,8 @@ def fit(
         x=fitting.pooled,
         learnt_from=fitting.learnt_from,
         scaling=fitting.scaling,
-        difference=difference_of(cases, result, test, said, ROUNDING),
+        difference=difference_of(cases, result, test, predicted, ROUNDING),
+        covariates=fitting.covariates,
         crossed=crossed,
     )
     record, files = record_and_files(filing)
@@ -148,7 +156,7 @@ class _Fitting:
     """What the answer's head was fitted on, in its first fold.
 
     given: as the head gets it; raw: that before it is scaled; pooled (n, d): the features of units,
-    not scaled.
+    not scaled, without columns beside them, of which train says `covariates`.
     """
 
     cases: Cases
@@ -158,13 +166,14 @@ class _Fitting:
     raw: Floats
     pooled: Floats
     scaling: FittedScaling
+    covariates: Covariates
 
     @classmethod
     def of(cls, cases: Cases, head: Head[Any, Any], device: str | None) -> _Fitting:
         parts = cases.folds[0]
         settings = cases.config.settings_of(head)
-        pooled = cases.unscaled(settings, parts)
-        raw = pooled
+        pooled = cases.tokens(settings, parts)
+        raw = cases.unscaled(settings, parts)
         fit_on = parts["train"]
         if head.sees == "slices":
             raw = cases.unscaled_slices(settings, parts)
@@ -178,11 +187,21 @@ class _Fitting:
             device,
             settings_built_on(cases.config, settings),
         )
-        return cls(cases, head, parts, given, raw, pooled, scaling)
+        covariates = cases.covariates(settings, parts)
+        return cls(cases, head, parts, given, raw, pooled, scaling, covariates)
 
     @property
     def units(self) -> Units:
         return self.cases.units
+
+    def raw_by(self, parts: Parts) -> Floats:
+        """Return what the head sees before it is scaled, where other units train."""
+        if not self.covariates.columns:
+            return self.raw
+        cases = self.cases
+        settings = cases.config.settings_of(self.head)
+        of_head = cases.unscaled if self.head.sees == "units" else cases.unscaled_slices
+        return of_head(settings, parts)
 
     @property
     def learnt_from(self) -> Rows:

@@ -144,6 +144,7 @@ def read_record(path: Path) -> Record:
             f"{str(file)!r} was altered or is no model: {error} Copy the model anew, or fit it "
             "again."
         ) from None
+    # Before anything else of it is read: another format may call the same by other names.
     version = document.get("format")
     if version != FORMAT:
         raise ModelError(
@@ -222,3 +223,18 @@ def read_arrays(path: Path, record: FiledRecord, name: str) -> dict[str, NDArray
     # The bytes that were held against the digest, not the file again.
     arrays: dict[str, NDArray[Any]] = load(read_file(path, record, name))
     return arrays
+
+
+@contextlib.contextmanager
+def parameters_of(path: Path) -> Iterator[None]:
+    """Raise ModelError where a head of this version cannot be made of what the model has filed."""
+    try:
+        yield
+    except (KeyError, RuntimeError) as error:
+        # A network's parameters do not fit: torch has no class for it. Others are faults of ours.
+        if isinstance(error, RuntimeError) and "state_dict" not in str(error):
+            raise
+        raise ModelError(
+            f"The model {str(path)!r} was written by another radprobe: its head has not the "
+            "parameters of this one's. Use that one, or fit the model again."
+        ) from error

@@ -28,7 +28,7 @@ def fit_model(
 ) -> Model | MaskModel:
     """Make a model of a task or of masks of a config; see `fit`, `fit_masks` and `fit_tuned`.
 
-    method: unset, the probe, or the config's only segmentation head.
+    method: unset, the probe, of survival Cox, or the config's only segmentation head.
     """
     with leaving(FeatureStore.open(config.store)) as written:
         model = _fitted(config, out, task, method, device)
@@ -48,9 +48,12 @@ def _fitted(
         from pipeline.fitted.fit_masks import fit_masks
 
         return fit_masks(config, out, task=task, method=method, device=device)
-    from pipeline.fitted.fit import fit
+    from pipeline.fitted.fit import fit, of_one_task
 
-    return fit(config, out, task=task, method=method or "probe", device=device)
+    if method is None:
+        of_survival = {each.time is not None for each in of_one_task(config, task).tasks.values()}
+        method = "cox" if of_survival == {True} else "probe"
+    return fit(config, out, task=task, method=method, device=device)
 
 
 def is_of_masks(config: Config, name: str | None) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.annotations.units import Units
 from pipeline.evaluation.heads.contract import HeadState
-from pipeline.fitted.folder import read_verified
+from pipeline.fitted.folder import parameters_of, read_verified
 from pipeline.fitted.model import FiledModel
 from pipeline.fitted.record import MaskRecord
 from pipeline.fitted.units import unit_chunks
@@ -45,13 +45,8 @@ class MaskModel(FiledModel[MaskRecord]):
     def head(self, source: TokenSource, rows: Rows, device: str = "auto") -> FittedHead:
         """Return the head, to draw on a source; rows: of which the first tells a token's width."""
         state = HeadState(self._arrays, self.record.about)
-        try:
+        with parameters_of(self.path):
             return heads.from_state(state, source, rows, self.record.drawn_by, device=device)
-        except KeyError as error:
-            raise ModelError(
-                f"The model {str(self.path)!r} was written by another radprobe: {error}. Use that "
-                "one, or fit the model again."
-            ) from None
 
 
 def features_of(store: FeatureStore, units: Units) -> Floats:

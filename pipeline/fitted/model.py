@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from pipeline.annotations.units import Prediction, SliceWeights, Units
 from pipeline.config.heads import declared
+from pipeline.evaluation.covariates import ColumnTexts
 from pipeline.evaluation.heads.contract import Head, HeadState, Predictor
 from pipeline.evaluation.pooling import FittedScaling, read_features, read_slice_features
-from pipeline.fitted.folder import HEAD, TRAINING, UNLIKE, read_arrays, read_verified
+from pipeline.fitted.folder import HEAD, TRAINING, UNLIKE, parameters_of, read_arrays, read_verified
 from pipeline.fitted.record import FiledRecord, ModelRecord
 from pipeline.fitted.units import unit_chunks
 from pipeline.fitted.unlike import References
@@ -118,13 +119,8 @@ class Model(FiledModel[ModelRecord]):
         for name, array in self._arrays.items():
             if not name.startswith(SCALING):
                 of_head[name] = array
-        try:
+        with parameters_of(self.path):
             return self._from_state()(HeadState(of_head, self.record.head))
-        except KeyError as error:
-            raise ModelError(
-                f"The model {str(self.path)!r} was written by another radprobe: its head lacks "
-                f"{error}. Use that one, or fit the model again."
-            ) from None
 
     def _from_state(self) -> Callable[[HeadState], Predictor]:
         """Return what makes the head again that the model has the parameters of."""
@@ -167,18 +163,23 @@ class Model(FiledModel[ModelRecord]):
 
     @property
     def width(self) -> int:
-        """How many numbers a unit's features have."""
-        return int(self.references.features.shape[1])
+        """How many numbers the head sees of a unit: its features, and columns beside them."""
+        return int(self.references.features.shape[1]) + self.record.covariates.width
 
-    def of_store(self, store: FeatureStore, units: Units) -> tuple[Doubles, Doubles]:
+    def of_store(
+        self, store: FeatureStore, units: Units, columns: ColumnTexts | None = None
+    ) -> tuple[Doubles, Doubles]:
         """Return (n, c) what the head says of units of a store, and (n,) how far each is."""
-        answer = self.answer(store, units)
+        answer = self.answer(store, units, columns)
         return answer.proba, answer.distances
 
-    def answer(self, store: FeatureStore, units: Units) -> Answer:
+    def answer(
+        self, store: FeatureStore, units: Units, columns: ColumnTexts | None = None
+    ) -> Answer:
         """Return all that is said of units of a store.
 
-        Each unit must have a slice with features; so many are read as are held at a time.
+        columns: of its slices, where the model sees any. Each unit must have a slice with features;
+        so many are read as are held at a time.
         """
         proba = []
         distances = []
@@ -188,7 +189,7 @@ class Model(FiledModel[ModelRecord]):
             x = pooled
             if self.sees == "slices":
                 x = read_slice_features(store, some, self.record.features)
-            prediction = self.predict(x, some)
+            prediction = self.predict(self._with_columns(x, some, columns), some)
             proba.append(prediction.proba)
             distances.append(self.references.distances_of(pooled))
             if prediction.weights is not None:
@@ -198,6 +199,17 @@ class Model(FiledModel[ModelRecord]):
             np.concatenate(distances),
             SliceWeights.joined(weights) if weights else None,
         )
+
+    def _with_columns(self, x: Floats, units: Units, columns: ColumnTexts | None) -> Floats:
+        """Return features x of units, or of their slices, with the columns that the model sees."""
+        covariates = self.record.covariates
+        if not covariates.columns:
+            return x
+        assert columns is not None
+        beside = covariates.encode(columns.of_units(units))
+        if self.sees == "slices":
+            beside = beside[units.unit]
+        return np.concatenate([x, beside], axis=1)
 
     def features_of(self, store: FeatureStore, units: Units) -> Floats:
         """Return (n, d) the features of units of a store, pooled and not scaled."""

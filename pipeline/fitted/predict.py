@@ -16,9 +16,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.config.tasks import CLASS_KINDS
+from pipeline.evaluation.covariates import ColumnTexts
 from pipeline.evaluation.known import known_units
 from pipeline.evaluation.metrics.operating import is_called
 from pipeline.evaluation.slice_weights import SLICE_WEIGHTS, rows_of_weights
+from pipeline.fitted.columns import check_columns, columns_of
 from pipeline.fitted.model import Model
 from pipeline.fitted.record import ModelRecord
 from pipeline.fitted.regions import check_target, regions_of
@@ -85,6 +88,7 @@ def predict(
     """
     _check_columns(out, tag)
     check_target(model.record.question, target)
+    check_columns(model.record, target)
     with open_source(model, target, options) as source:
         return _write(model, source, out, tag)
 
@@ -108,10 +112,10 @@ def _write(model: Model, source: Source, out: Path, tag: str | None) -> PredictT
             write_slices = None
             if model.sees == "slices":
                 write_slices = files.enter_context(table_writer(slices_file(out), SLICE_WEIGHTS))
-            for said in _said(model, source, live, tally):
-                write(said.units if tag is None else with_tag(said.units, source, tag))
-                if write_slices is not None and said.slices is not None:
-                    write_slices(said.slices)
+            for predicted in _predict_pieces(model, source, live, tally):
+                write(predicted.units if tag is None else with_tag(predicted.units, source, tag))
+                if write_slices is not None and predicted.slices is not None:
+                    write_slices(predicted.slices)
         written.append(out)
         if write_slices is not None:
             written.append(slices_file(out))
@@ -146,6 +150,7 @@ def watch(
         )
     _check_columns(out, tag)
     check_target(model.record.question, folder)
+    check_columns(model.record, folder)
     before = None
     while True:
         tally = None
@@ -187,9 +192,12 @@ def predictions(
 ) -> pa.Table:
     """Return what `predict` writes, as one table."""
     check_target(model.record.question, target)
+    check_columns(model.record, target)
     with open_source(model, target, options) as source:
         live = live_units(model, source)
-        pieces = [said.units for said in _said(model, source, live, PredictTally())]
+        pieces = [
+            predicted.units for predicted in _predict_pieces(model, source, live, PredictTally())
+        ]
     return pa.concat_tables([schema_of(model.record).empty_table(), *pieces])
 
 
@@ -232,16 +240,18 @@ def schema_of(record: ModelRecord) -> pa.Schema:
     columns += [(name, pa.float64()) for name in number_columns(record)]
     columns += [(name, pa.float64()) for name in calibrated_columns(record)]
     columns += [(name, pa.float64()) for name in point_columns(record)]
-    if record.kind != "regression":
+    if record.kind in CLASS_KINDS:
         columns += [("decision", pa.string())]
     columns += [("unlike", pa.float64()), ("unlike_p", pa.float64()), ("notes", pa.string())]
     return pa.schema(columns)
 
 
 def number_columns(record: ModelRecord) -> list[str]:
-    """Return the columns of what the head says: a probability a class, or the number."""
+    """Return the columns of what the head says: a probability a class, the number, or the risk."""
     if record.kind == "regression":
         return ["value"]
+    if record.kind == "survival":
+        return ["risk"]
     return [f"proba:{name}" for name in record.classes]
 
 
@@ -281,7 +291,7 @@ def decisions(record: ModelRecord, proba: Doubles) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Said:
+class PredictedUnits:
     """What a model says of some units, a row each. slices: how much each of their slices counted
     (SLICE_WEIGHTS), of heads that say so.
     """
@@ -290,14 +300,17 @@ class Said:
     slices: pa.Table | None = None
 
 
-def _said(model: Model, source: Source, live: LiveUnits, tally: PredictTally) -> Iterator[Said]:
+def _predict_pieces(
+    model: Model, source: Source, live: LiveUnits, tally: PredictTally
+) -> Iterator[PredictedUnits]:
     """Yield what is said of some units after others, then of files that could not be read."""
+    columns = columns_of(model.record, source)
     for piece in live.pieces():
-        yield said_of(model, source, piece, tally)
+        yield predict_piece(model, source, piece, tally, columns)
     lost = lost_rows(source)
     if lost:
         tally.unreadable += len(lost)
-        yield Said(pa.Table.from_pylist(lost, schema=schema_of(model.record)))
+        yield PredictedUnits(pa.Table.from_pylist(lost, schema=schema_of(model.record)))
 
 
 def lost_rows(source: Source) -> list[dict[str, Any]]:
@@ -310,8 +323,14 @@ def lost_rows(source: Source) -> list[dict[str, Any]]:
     return rows
 
 
-def said_of(model: Model, source: Source, piece: Piece, tally: PredictTally) -> Said:
-    """Return what a model says of some units, and count it."""
+def predict_piece(
+    model: Model,
+    source: Source,
+    piece: Piece,
+    tally: PredictTally,
+    beside: ColumnTexts | None = None,
+) -> PredictedUnits:
+    """Return what a model says of some units, and count it; beside: the columns that it sees."""
     record = model.record
     n = len(piece.ids)
     numbers = np.full((n, len(number_columns(record))), np.nan)
@@ -323,7 +342,7 @@ def said_of(model: Model, source: Source, piece: Piece, tally: PredictTally) -> 
     learnt = np.zeros(n, bool)
     at = piece.answered
     if len(at):
-        answer = model.answer(source.store, piece.units)
+        answer = model.answer(source.store, piece.units, beside)
         proba = answer.proba
         distance = answer.distances
         if answer.weights is not None:
@@ -334,7 +353,7 @@ def said_of(model: Model, source: Source, piece: Piece, tally: PredictTally) -> 
         percentile[at] = model.references.percentiles(distance)
         p[at] = model.references.p_values(distance)
         learnt[at] = known_units(source.store, piece.units_by_patient, model.training)
-        if record.kind != "regression":
+        if record.kind in CLASS_KINDS:
             for i, name in zip(at.tolist(), decisions(record, proba), strict=True):
                 decided[i] = name
                 tally.decided[name] = tally.decided.get(name, 0) + 1
@@ -351,7 +370,7 @@ def said_of(model: Model, source: Source, piece: Piece, tally: PredictTally) -> 
         "decision": decided,
         "unlike": _or_null(percentile),
         "unlike_p": _or_null(p),
-        "notes": _notes(record, piece, p, learnt),
+        "notes": _notes(record, piece, p, learnt, beside),
     }
     for name, column in zip(number_columns(record), numbers.T, strict=True):
         columns[name] = _or_null(column)
@@ -360,16 +379,30 @@ def said_of(model: Model, source: Source, piece: Piece, tally: PredictTally) -> 
     for name, point in point_columns(record).items():
         columns[name] = np.full(n, point)
     schema = schema_of(record)
-    return Said(pa.table({name: columns[name] for name in schema.names}, schema=schema), slices)
+    return PredictedUnits(
+        pa.table({name: columns[name] for name in schema.names}, schema=schema), slices
+    )
 
 
 def _or_null(values: Doubles) -> pa.Array:
     return pa.array(values, pa.float64(), from_pandas=True)
 
 
-def _notes(record: ModelRecord, piece: Piece, p: Doubles, learnt: NDArray[np.bool_]) -> list[str]:
+def _notes(
+    record: ModelRecord,
+    piece: Piece,
+    p: Doubles,
+    learnt: NDArray[np.bool_],
+    beside: ColumnTexts | None,
+) -> list[str]:
     """Return (n,) what is to be known of each unit beside its numbers, parted by "; "."""
     fewest, most = record.trained_on.slices
+    lacking: dict[int, list[str]] = {}
+    if beside is not None:
+        texts = beside.of_units(piece.units)
+        for column in record.covariates.columns:
+            for place in np.flatnonzero(column.is_missing(texts[column.name])).tolist():
+                lacking.setdefault(int(piece.answered[place]), []).append(column.name)
     each = []
     for i in range(len(piece.ids)):
         notes = [RANDOM] if record.random else []
@@ -386,5 +419,7 @@ def _notes(record: ModelRecord, piece: Piece, p: Doubles, learnt: NDArray[np.boo
             notes.append("unlike the images that the model learnt from")
         if learnt[i]:
             notes.append(LEARNT)
+        if i in lacking:
+            notes.append(f"no value of {', '.join(lacking[i])}: what is usual stands for it")
         each.append("; ".join(notes))
     return each

@@ -15,6 +15,7 @@ from pipeline.config.regions import RegionFeatures
 from pipeline.config.segmentation import Segment
 from pipeline.config.segmentation_heads import SEGMENTATION_HEADS
 from pipeline.config.tasks import FeatureSet, Kind, Level, Part, Scaling, Task
+from pipeline.evaluation.covariates import Covariates
 from pipeline.evaluation.pooling import outputs_of
 from pipeline.fitted.calibration import Calibration
 from pipeline.recipe import PatchTokens, Recipe
@@ -98,7 +99,8 @@ class FiledRecord(Frozen):
 
 
 class ModelRecord(FiledRecord):
-    """A model of a task. question: as the answer had it.
+    """A model of a task. question: as the answer had it. covariates: the columns that stand beside
+    features, as train said of them.
 
     setting: which of the head's predictions the model gives. thresholds: from which probability on
     a class or label is called so; above one half where it has none. head: what of the fitted head
@@ -111,6 +113,7 @@ class ModelRecord(FiledRecord):
     kind: Kind
     level: Level
     features: FeatureSet | RegionFeatures
+    covariates: Covariates = Covariates()
     scaling: Scaled
     thresholds: dict[str, float]
     calibration: Calibration | None

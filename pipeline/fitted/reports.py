@@ -14,7 +14,7 @@ from pipeline.fitted.predict import (
     PredictTally,
     live_units,
     lost_rows,
-    said_of,
+    predict_piece,
     schema_of,
     with_tag,
 )
@@ -62,7 +62,7 @@ def report(
             columns = schema if tag is None else schema.insert(0, pa.field(tag, pa.string()))
             with table_writer(out / TABLE, columns) as write:
                 for piece in live.pieces():
-                    rows = said_of(model, source, piece, tally).units.to_pylist()
+                    rows = predict_piece(model, source, piece, tally).units.to_pylist()
                     for number, row in enumerate(rows):
                         paths = piece.paths_of(number)
                         _report(model.record, row, root, paths, out, tally)

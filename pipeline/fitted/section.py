@@ -39,11 +39,11 @@ def sections_of(paths: Sequence[Path], sources: Sequence[Source]) -> list[ModelS
         groups: tuple[CaseGroup, ...] = ()
         notes = list(record.notes)
         if isinstance(model, Model):
-            found = _answer_of(model, sources)
-            if found is None:
+            answer = _answer_of(model, sources)
+            if answer is None:
                 notes.append("its answer is in none of these stores, so that no case is shown")
             else:
-                groups = tuple(_groups(model, *found))
+                groups = tuple(_groups(model, *answer))
         section = ModelSection(
             name=path.name,
             sentence=summary_line(record),
@@ -98,7 +98,7 @@ def _unlike(model: Model, source: Source, rows: Sequence[list[int]]) -> CaseGrou
     names = np.arange(len(rows)).astype(np.str_)
     unit = np.repeat(np.arange(len(rows)), sizes)
     units = Units.unlabelled(names, np.concatenate(rows).astype(np.int64), unit)
-    _, distances = model.of_store(source.store, units)
+    distances = model.references.distances_of(model.features_of(source.store, units))
     p = model.references.p_values(distances)
     far = np.flatnonzero(p <= UNLIKE_AT)
     shown = far[np.argsort(p[far], kind="stable")][:MOST_CASES]

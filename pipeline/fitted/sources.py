@@ -216,6 +216,7 @@ def folder_config(
             blocks=recipe.blocks,
             dtype=recipe.dtype,
             patch=recipe.patch,
+            **({} if recipe.raptor is None else {"raptor": recipe.raptor}),
         ),
     )
 

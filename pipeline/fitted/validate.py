@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.annotations.units import Prediction, Truth, Units
 from pipeline.config.root import Config
-from pipeline.config.tasks import Task
+from pipeline.config.tasks import CLASS_KINDS, Task
 from pipeline.evaluate import count_of
 from pipeline.evaluation.cases import Cases
 from pipeline.evaluation.known import key_of, known_units
@@ -29,7 +29,7 @@ from pipeline.evaluation.metrics.calibration import calibration, net_benefit
 from pipeline.evaluation.metrics.values import columns_of
 from pipeline.evaluation.pairs import Question, differing_questions
 from pipeline.evaluation.questions import cases_of
-from pipeline.evaluation.scoring import score_of
+from pipeline.evaluation.scoring import IN_WORDS, score_of
 from pipeline.extraction.same_store import check_store
 from pipeline.fitted.calibration import Calibration, calibrate
 from pipeline.fitted.model import FiledModel, Model
@@ -136,7 +136,8 @@ def validate(
     check_recipe(model, cases.store)
     _refuse_other_question(record, cases)
     units, left_out = _without_known(model, cases, leave_out_known)
-    proba, distances = model.of_store(cases.store, units)
+    columns = cases.column_texts if record.covariates.columns else None
+    proba, distances = model.of_store(cases.store, units, columns)
     made: _Made | None = None
     if recalibrate is not None:
         made = _recalibrated(units, proba, recalibrate, config.split.seed)
@@ -172,8 +173,10 @@ def _check_share(share: float | None, record: ModelRecord) -> None:
             "Probabilities are made right on a share of the patients between 0 and 1, such as 0.3. "
             f"Got {share:g} instead."
         )
-    if record.kind == "regression":
-        raise ConfigError(f"{record.task} is a number, which has no probability to be made right.")
+    if record.kind not in CLASS_KINDS:
+        raise ConfigError(
+            f"{record.task} is {IN_WORDS[record.kind]}, which has no probability to be made right."
+        )
 
 
 def _recalibrated(units: Units, proba: Doubles, share: float, seed: int) -> _Made:
@@ -220,7 +223,8 @@ def _of_one_task(record: ModelRecord, config: Config, name: str | None) -> Confi
             )
     if name not in tasks:
         raise ConfigError(f"The config has no task {name!r}. It has: {', '.join(tasks) or 'none'}.")
-    task: Task = tasks[name].model_copy(update={"shortcuts": (), "pool": record.question.pool})
+    as_fitted = {"pool": record.question.pool, "columns": record.question.columns}
+    task: Task = tasks[name].model_copy(update={"shortcuts": (), **as_fitted})
     return config.model_copy(update={"tasks": {name: task}, "fit_on": None})
 
 
@@ -353,7 +357,7 @@ def _prediction(record: ModelRecord, proba: Doubles) -> Prediction:
 
 def calibration_of(truth: Truth, proba: Doubles) -> dict[str, dict[str, Metric]]:
     """Return slope, intercept and in_the_large by class or label, each with its interval."""
-    if truth.kind == "regression" or np.isnan(proba).all():
+    if truth.kind not in CLASS_KINDS or np.isnan(proba).all():
         return {}
     columns = columns_of(truth, proba)
 
@@ -379,7 +383,7 @@ def benefit_of(
     thresholds: Sequence[float] = THRESHOLDS,
 ) -> dict[str, tuple[Benefit, ...]]:
     """Return the decision curve of each class or label."""
-    if truth.kind == "regression":
+    if truth.kind not in CLASS_KINDS:
         return {}
     columns = columns_of(truth, proba)
 
@@ -455,6 +459,7 @@ def domain_auroc(theirs: References, x: Floats, patient: Rows) -> float:
     x = np.concatenate([theirs.features[those], unit_length(x)])
     is_ours = np.repeat([0, 1], [len(those), len(patient)])
     patient = np.concatenate([theirs.patient[those], patient])
+    # Numbers count from 0 on either side, and are of other people.
     groups = np.char.add(np.where(is_ours, "here ", "there "), patient.astype(np.str_))
     names = np.arange(len(x)).astype(np.str_)
     both = replace(
@@ -464,6 +469,7 @@ def domain_auroc(theirs: References, x: Floats, patient: Rows) -> float:
         classes=("there", "here"),
         kind="binary",
     )
+    # By patient: slices of one are alike, whichever side they are of.
     fold = both.patient % FOLDS
     proba_here = np.full(len(x), np.nan)
     for i in range(FOLDS):

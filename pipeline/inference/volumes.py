@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from pipeline.backbones.volume_networks import VolumeBackbone
 from pipeline.inference.telemetry import Seconds, clock
 from pipeline.preprocessing.volume_input import Volume, network_input
 from pipeline.recipe import Recipe
 from stores.errors import DeviceError
 
 
+class SeesVolumes(Protocol):
+    """What gives vectors of volumes: a 3D network, or one of slices along planes of them."""
+
+    @property
+    def device(self) -> torch.device:
+        """The device that it computes on."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the vectors (b, d), float, of volumes x (b, 1, X, Y, Z) in [0, 1]."""
+
+
 class VolumeForward:
-    """A 3D network and a recipe. What is handed in is computed at once, so that nothing waits.
+    """What sees volumes, and a recipe. All that is handed in is computed at once: nothing waits.
 
     It has of `Forward` what a run asks of either.
     """
 
     most = 1
 
-    def __init__(self, network: VolumeBackbone, recipe: Recipe) -> None:
+    def __init__(self, network: SeesVolumes, recipe: Recipe) -> None:
         self.network = network
         self.recipe = recipe
 
@@ -34,7 +45,9 @@ class VolumeForward:
         """
         how = self.recipe.preprocess.volume
         assert how is not None
-        total = torch.zeros(self.network.architecture.dim, dtype=torch.float64)
+        shape, _ = self.recipe.arrays["volume"]
+        # In float64: of many windows a sum in float32 would lose digits.
+        total = torch.zeros(shape, dtype=torch.float64)
         count = 0
         inputs = network_input(volume, how)
         try:

@@ -69,11 +69,11 @@ def prepare_batch(
         modality = modalities[piece.start]
         grey = _grey(alike, modality, recipe.preprocess, device)
         if recipe.preprocess.crop != "body":
-            out[piece] = _squared(grey, recipe.preprocess.aspect, size)
+            out[piece] = squared(grey, recipe.preprocess.aspect, size)
             continue
         for i, item in enumerate(alike):
             body = _cropped(grey[i], item, modality)  # of another shape than the next one's
-            out[piece.start + i] = _squared(body[None], recipe.preprocess.aspect, size)[0]
+            out[piece.start + i] = squared(body[None], recipe.preprocess.aspect, size)[0]
     return normalise(out, recipe.architecture)
 
 
@@ -166,7 +166,7 @@ def _cropped(grey: Tensor, item: Slice, modality: str) -> Tensor:
     return grey[:, rows, columns]
 
 
-def _squared(grey: Tensor, aspect: Aspect, size: int) -> Tensor:
+def squared(grey: Tensor, aspect: Aspect, size: int) -> Tensor:
     """Return (b, C, H, W) as (b, C, size, size)."""
     if aspect != "dinov2":
         return resize(fit_aspect(grey, aspect), size)

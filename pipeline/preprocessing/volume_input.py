@@ -74,10 +74,27 @@ def stacked(
     return Volume(voxels, spacing if in_plane_mm else None, is_ct)
 
 
+def as_shown(voxels: Tensor, plane: Plane) -> Tensor:
+    """Return the slices (n, H, W) of a volume (X, Y, Z) in RAS along a plane, as they are shown.
+
+    In the order of their positions: what `stacked` makes a volume of.
+    """
+    match plane:
+        case "axial":
+            return voxels.permute(2, 1, 0).flip(1, 2)
+        case "coronal":
+            return voxels.permute(1, 2, 0).flip(0, 1, 2)
+        case "sagittal":
+            return voxels.permute(0, 2, 1).flip(1, 2)
+        case _:
+            assert_never(plane)
+
+
 def network_input(volume: Volume, how: VolumeInput) -> Iterator[Tensor]:
     """Yield what a network sees of a volume, (1, 1, *how.size) float32 in [0, 1]: one, or windows.
 
-    Its spacing must be known where it is to be resampled.
+    Where it is shrunk at most, fewer voxels stay as they are. Its spacing must be known where it is
+    to be resampled.
     """
     low, high = _ends(volume, how)
     voxels = volume.voxels
@@ -93,6 +110,10 @@ def network_input(volume: Volume, how: VolumeInput) -> Iterator[Tensor]:
         case "resize":
             x = functional.interpolate(x[None, None], size=how.size, mode="area")[0, 0]
             yield _scaled(x, low, high)[None, None]
+        case "shrink":
+            size = tuple(min(n, most) for n, most in zip(x.shape, how.size, strict=True))
+            x = functional.interpolate(x[None, None], size=size, mode="area")
+            yield _scaled(x, low, high)
         case "pad":
             yield _centred(_scaled(x, low, high), how.size)[None, None]
         case "windows":

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pipeline.annotations.labels import texts_of
 from pipeline.annotations.units import Units
 from pipeline.config.data import ROOT_COLUMN
+from pipeline.config.tasks import CLASS_KINDS
 from pipeline.evaluation.neighbours import neighbours
 from pipeline.report.judged import Judged, leading_answers
 from pipeline.report.sources import Source
@@ -216,7 +217,7 @@ def _answers(source: Source) -> Iterator[Column]:
     """Yield what each task's answer calls its test units, and whether that is right."""
     for task, result in leading_answers(source).items():
         judged = Judged.of(source, result)
-        if judged is None or judged.truth.kind == "regression":
+        if judged is None or judged.truth.kind not in CLASS_KINDS:
             continue
         for name, words in _words_of_answer(task, judged).items():
             of_slice = np.full(len(source.rows), "", dtype=object)
@@ -243,10 +244,11 @@ def _words_of_answer(task: str, judged: Judged) -> dict[str, list[str]]:
         positive = truth.classes[1] if truth.kind == "binary" else "yes"
         words[f"{name}: called"] = [positive if each else others for each in called]
         right = []
-        for said, is_so, known in zip(
+        for is_called, is_so, known in zip(
             called, truth.indicator[:, j].tolist(), truth.known[:, j].tolist(), strict=True
         ):
-            kind = f"{'true' if said == is_so else 'false'} {'positive' if said else 'negative'}"
+            agrees = "true" if is_called == is_so else "false"
+            kind = f"{agrees} {'positive' if is_called else 'negative'}"
             right.append(kind if known else "")
         words[f"{name}: right"] = right
     return words
@@ -256,6 +258,8 @@ def _words_of_units(name: str, units: Units) -> dict[str, NDArray[np.str_]]:
     """Return what a task's labels say of each unit, by column; nothing for numbers."""
     if units.kind == "regression":
         return {}
+    if units.kind == "survival":
+        return {name: np.where(units.indicator[:, 0], units.classes[0], "censored")}
     if units.kind != "multilabel":
         return {name: np.array(units.classes)[units.y]}
     answers = np.array(["no", "yes", ""])  # -1, the last, is not known
@@ -284,13 +288,21 @@ def _scales(source: Source) -> Iterator[Scale]:
     for column, name in names.items():
         yield from _scale(name, source.slices[column].to_pandas().to_numpy(np.float32))
     for name, _, units, _ in source.labelled:
-        if units.kind == "regression":
+        if units.kind in ("regression", "survival"):
+            of_unit = units.y if units.kind == "regression" else units.y[:, 0]
             numbers = np.full(len(source.rows), np.nan, np.float32)
-            numbers[np.searchsorted(source.rows, units.rows)] = units.y[units.unit]
-            yield from _scale(name, numbers)
+            numbers[np.searchsorted(source.rows, units.rows)] = of_unit[units.unit]
+            yield from _scale(name if units.kind == "regression" else f"{name}: watched", numbers)
     for task, result in leading_answers(source).items():
         judged = Judged.of(source, result)
-        if judged is not None and judged.truth.kind == "regression":
+        if judged is None:
+            continue
+        if judged.truth.kind == "survival":
+            risk = np.full(len(source.rows), np.nan, np.float32)
+            for number, rows in zip(judged.proba[:, 0], judged.rows, strict=True):
+                risk[np.searchsorted(source.rows, rows)] = number
+            yield from _scale(f"{task}: risk", risk)
+        if judged.truth.kind == "regression":
             predicted = np.full((2, len(source.rows)), np.nan, np.float32)
             each = zip(judged.proba[:, 0], judged.truth.y, judged.rows, strict=True)
             for number, true, rows in each:

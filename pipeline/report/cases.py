@@ -58,8 +58,10 @@ def task_cases(
             shown = []
             for row, text in zip(of_group, group.texts, strict=True):
                 place = int(np.searchsorted(source.rows, row))
-                beside = () if atlas is None else _neighbours(source, atlas, column, place, every)
-                shown.append(Case(row, text, every.get(place), beside))
+                neighbours = (
+                    () if atlas is None else _neighbours(source, atlas, column, place, every)
+                )
+                shown.append(Case(row, text, every.get(place), neighbours))
             by_group.append(CaseGroup(group.title, group.about, tuple(shown)))
         cases[task] = tuple(by_group)
     for task, answers in heeded.items():
@@ -71,15 +73,15 @@ def task_cases(
 def _mattered(source: Source, heeded: Heeded, drawn: Mapping[int, bytes]) -> CaseGroup:
     """Return the slices that an answer heeded most, as the page shows them."""
 
-    def case(row: int, about: str, beside: tuple[Case, ...] = ()) -> Case:
+    def case(row: int, about: str, neighbours: tuple[Case, ...] = ()) -> Case:
         place = int(np.searchsorted(source.rows, row))
-        return Case(row, about, drawn.get(place), beside)
+        return Case(row, about, drawn.get(place), neighbours)
 
     cases = []
-    for said, slices in heeded.units:
+    for verdict, slices in heeded.units:
         (row, weight), *others = slices
-        beside = tuple(case(other, f"counts {of_other:.2f}") for other, of_other in others)
-        cases.append(case(row, f"counts {weight:.2f}; {said}", beside))
+        neighbours = tuple(case(other, f"counts {of_other:.2f}") for other, of_other in others)
+        cases.append(case(row, f"counts {weight:.2f}; {verdict}", neighbours))
     return CaseGroup(heeded.title, heeded.about, tuple(cases), "The slices that counted next most")
 
 
@@ -105,6 +107,9 @@ def worst(judged: Judged) -> Iterator[Group]:
     truth = judged.truth
     if truth.kind == "regression":
         yield _farthest(truth, judged.proba)
+        return
+    if truth.kind == "survival":
+        yield from _surprising(truth, judged.proba)
         return
     if truth.kind == "multiclass":
         yield _unlikeliest(truth, judged.proba)
@@ -142,14 +147,28 @@ def _farthest(truth: Truth, proba: Doubles) -> Group:
     )
 
 
+def _surprising(truth: Truth, proba: Doubles) -> Iterator[Group]:
+    """Yield those with the event at the lowest risks, and those without it at the highest."""
+    seen = truth.indicator[:, 0]
+    name = truth.classes[0]
+    for title, numbers, sign in (
+        (f"{name} at low risk", np.flatnonzero(seen), 1),
+        (f"High risk, and not {name}", np.flatnonzero(~seen), -1),
+    ):
+        shown = numbers[np.argsort(sign * proba[numbers, 0], kind="stable")][:MOST_CASES]
+        texts = [f"{proba[i, 0]:.2g}, watched for {truth.y[i, 0]:.4g}" for i in shown]
+        about = f"Test units, of {len(numbers)} such: the logs of their hazards."
+        yield Group(title, about, shown, texts)
+
+
 def _unlikeliest(truth: Truth, proba: Doubles) -> Group:
     of_true = proba[np.arange(len(proba)), truth.y]
     wrong = np.flatnonzero(proba.argmax(axis=1) != truth.y)
     shown = wrong[np.argsort(of_true[wrong], kind="stable")][:MOST_CASES]
     texts = []
     for i in shown:
-        said = truth.classes[int(proba[i].argmax())]
-        texts.append(f"{said} in place of {truth.classes[truth.y[i]]} ({of_true[i]:.3g})")
+        predicted = truth.classes[int(proba[i].argmax())]
+        texts.append(f"{predicted} in place of {truth.classes[truth.y[i]]} ({of_true[i]:.3g})")
     about = f"Test units of which another class is likelier: {len(wrong)}, the worst here."
     return Group("Worst errors", about, shown, texts)
 

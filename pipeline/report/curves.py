@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pipeline.annotations.units import Truth
 from pipeline.evaluation.metrics.bootstrap import draws
 from pipeline.evaluation.metrics.operating import is_called
+from pipeline.evaluation.metrics.survival import kaplan_meier
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -147,3 +148,64 @@ def _mean_line(models: list[_Ranked], weights: Floats, points: Points) -> Floats
             x, y = points(hits, alarms)
             lines.append(np.interp(GRID, x, y))
     return np.mean(lines, axis=0) if lines else None
+
+
+# --- survival ----------------------------------------------------------------------------------
+
+# By rising risk.
+GROUPS = ("low risk", "middle", "high risk")
+
+
+@dataclass(frozen=True)
+class Survival:
+    """How many of a group of units are left without the event, after each of the times (t,).
+
+    left (t,): from 1 on; low, high (t,): its band; censored: times (k,) of those who were, and how
+    many were left then (k,).
+    """
+
+    name: str
+    units: int
+    events: int
+    times: Floats
+    left: Floats
+    low: Floats
+    high: Floats
+    censored: tuple[Floats, Floats]
+
+
+def survival_by_risk(truth: Truth, risk: Floats, fold: NDArray[np.int64] | None) -> list[Survival]:
+    """Return the curve of each third of the units by risk (n,), the lowest first.
+
+    Of several folds' models each one's own thirds, since risks of two models do not compare. By
+    the predictions alone: no outcome says where one group ends.
+    """
+    group = np.zeros(len(risk), np.int64)
+    folds = np.zeros(len(risk), np.int64) if fold is None else fold
+    for i in np.unique(folds):
+        on = folds == i
+        bounds = np.quantile(risk[on], [1 / 3, 2 / 3])
+        group[on] = np.searchsorted(bounds, risk[on], side="left")
+    return [
+        _survival(truth.at(group == i), name) for i, name in enumerate(GROUPS) if (group == i).any()
+    ]
+
+
+def _survival(truth: Truth, name: str) -> Survival:
+    time, event = truth.y.T
+    once = np.ones((len(time), 1))
+    times, left = kaplan_meier(time, event == 1, once)
+    drawn = [kaplan_meier(time, event == 1, each)[1] for each in draws(truth.groups, DRAWS)]
+    low, high = np.percentile(np.concatenate(drawn, axis=1), [2.5, 97.5], axis=1)
+    is_censored = event == 0
+    at_censoring = left[np.searchsorted(times, time[is_censored]), 0]
+    return Survival(
+        name=name,
+        units=len(time),
+        events=int(event.sum()),
+        times=np.concatenate([[0.0], times]),
+        left=np.concatenate([[1.0], left[:, 0]]),
+        low=np.concatenate([[1.0], low]),
+        high=np.concatenate([[1.0], high]),
+        censored=(time[is_censored], at_censoring),
+    )

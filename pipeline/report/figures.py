@@ -21,7 +21,7 @@ from pipeline.evaluation.result_files import predictions_path, read_predictions,
 from pipeline.report import curves
 from pipeline.report.curves import Curve
 from pipeline.report.sources import Source
-from pipeline.report.style import INK, LINES, MARKS, RULE, SERIES, SOFT, WIDTH, grid, legend, style
+from pipeline.report.style import INK, LINES, MARKS, RULE, SERIES, SOFT, grid, legend, rows, style
 from pipeline.report.wording import (
     HEADLINE,
     METRICS,
@@ -108,6 +108,11 @@ class Panel:
     draw: Callable[[Axes], None]
 
 
+KAPLAN_MEIER = (
+    "The share of test units without the event, by time (Kaplan and Meier), in thirds by their "
+    "predicted risk: of folds, by each model's own. Ticks: censored. Bands: 95 %, by a bootstrap "
+    "over patients."
+)
 BAND = "Bands: 95 %, by a bootstrap over patients."
 # Panel title -> what a reader must know; these stand together where a task has one label.
 KINDS = {
@@ -122,7 +127,7 @@ KINDS = {
 def task_figures(source: Source, task: str) -> Iterator[Drawn]:
     """Yield the figures of one task: curves, reliability, confusion, settings, subgroups.
 
-    Of numbers, a scatter in the place of the first three.
+    Of numbers a scatter in the place of the first three, of survival Kaplan and Meier's curves.
     """
     results = [r for (name, _), r in source.results.items() if name == task]
     answers = [Answer(source.store.path, r) for r in results if _has_predictions(source, r)]
@@ -134,11 +139,17 @@ def task_figures(source: Source, task: str) -> Iterator[Drawn]:
             "A dot a test unit; on the line the number is right. Below it, how far off in the mean."
         )
         yield Drawn(f"{key}-scatter", "Predicted by true", about, _figure(panels, ()))
+    elif answers and answers[0].result.kind == "survival":
+        panels = [Panel(answer.name, partial(_draw_survival, answer=answer)) for answer in answers]
+        yield Drawn(f"{key}-survival", "Survival by risk", KAPLAN_MEIER, _figure(panels, ()))
     elif answers:
         yield from _of_predictions(key, answers)
     settings = _settings(results)
     if settings is not None:
-        about = "What more labelled patients, or more neighbours, bring. Bands: 95 %."
+        about = (
+            "What more labelled patients, or more neighbours, bring. Bands: 95 %. A star: what "
+            "val chose."
+        )
         yield Drawn(f"{key}-settings", "By setting", about, settings)
     subgroups = _subgroups(results)
     if subgroups is not None:
@@ -246,6 +257,29 @@ def _draw_scatter(axis: Axes, answer: Answer) -> None:
     axis.set(xlabel=f"true (mean error {mae:.3g})", ylabel="predicted")
 
 
+# --- survival ----------------------------------------------------------------------------------
+
+
+def _draw_survival(axis: Axes, answer: Answer) -> None:
+    """Draw how many of each group by risk are left without the event, with who is left at times."""
+    truth, risk, fold = answer.predicted
+    for number, group in enumerate(curves.survival_by_risk(truth, risk[:, 0], fold)):
+        colour = SERIES[number % len(SERIES)]
+        axis.fill_between(
+            group.times, group.low, group.high, step="post", color=colour, alpha=0.13, lw=0
+        )
+        line = LINES[number % len(LINES)]
+        name = f"{group.name} ({group.units}, {group.events} {answer.result.classes[0]})"
+        axis.step(group.times, group.left, where="post", color=colour, ls=line, label=name)
+        axis.plot(*group.censored, "|", color=colour, ms=4)
+    axis.set(
+        xlabel=answer.result.question.time,
+        ylabel=f"without {answer.result.classes[0]}",
+        ylim=(-0.03, 1.03),
+    )
+    axis.legend(loc="lower left", fontsize=6.5, frameon=False)
+
+
 # --- reliability, confusion --------------------------------------------------------------------
 
 
@@ -346,6 +380,11 @@ def _draw_settings(axis: Axes, result: Result, key: str) -> None:
     axis.fill_between(x, low, high, color=answer.colour, alpha=0.13, lw=0)
     values = [metric.value for metric in metrics]
     axis.plot(x, values, color=answer.colour, marker=answer.mark, ms=3.5)
+    chosen = result.main_score
+    # Of shots none is chosen: the last stands for the answer.
+    if result.chosen >= 0 and name in chosen.metrics and key in chosen.setting:
+        at = chosen.setting[key], chosen.metrics[name].value
+        axis.plot(*at, color=answer.colour, marker="*", ms=11)
     axis.set(title=method_title(result.method), xlabel=_AXES[key], xscale="log")
     # Ticks where something was computed, in the place of the decades of a logarithmic axis.
     axis.set_xticks(x, [f"{at:g}" for at in x])
@@ -416,8 +455,7 @@ def forest(
     step = 0.8 / max(len(series), 1)
     with style():
         height = 0.75 + len(lines) * max(0.26, 0.13 * len(series))
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        axis = figure.add_subplot()
+        figure, axis = rows(height)
         if chance is not None:
             axis.axvline(chance, color=SOFT, lw=0.8, ls=":")
         for row, (_, marks) in enumerate(lines):

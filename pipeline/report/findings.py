@@ -150,8 +150,8 @@ def _shortcuts(source: Source) -> Iterator[ReportFinding]:
             yield ReportFinding("shortcut", "note", text)
     if shortcuts or not source.results:
         return
-    asked = [] if source.config is None else [*source.config.tasks.values()]
-    columns = dict.fromkeys(name for task in asked for name in task.shortcuts)
+    tasks = [] if source.config is None else [*source.config.tasks.values()]
+    columns = dict.fromkeys(name for task in tasks for name in task.shortcuts)
     if columns:
         text = (
             f"No shortcut was looked for yet: `radprobe evaluate` asks whether the features tell "

@@ -59,7 +59,7 @@ def _heeded(source: Source, method: str, result: Result) -> Heeded | None:
     for i in np.argsort(-at, kind="stable").tolist():
         slices = [each for each in heeded.get(judged.ids[i], ()) if each[0] in live]
         if slices and len(units) < MOST_UNITS:
-            units.append((_said(judged, i), slices))
+            units.append((_verdict(judged, i), slices))
     title = declared(method).title
     about = (
         f"Of the {len(units)} of {len(ids)} test units with the highest numbers, the slices that "
@@ -68,11 +68,13 @@ def _heeded(source: Source, method: str, result: Result) -> Heeded | None:
     return Heeded(f"Slices that mattered: {title}", about, tuple(units))
 
 
-def _said(judged: Judged, i: int) -> str:
+def _verdict(judged: Judged, i: int) -> str:
     """Return what was said of a unit, and what is true of it."""
     truth = judged.truth
     if truth.kind == "regression":
         return f"{judged.proba[i, 0]:.4g}, truly {truth.y[i]:.4g}"
+    if truth.kind == "survival":
+        return f"risk {judged.proba[i, 0]:.2g}, watched for {truth.y[i, 0]:.4g}"
     j = 1 if truth.kind == "binary" else int(np.nanargmax(judged.proba[i]))
     is_so = "unknown" if not truth.known[i, j] else "yes" if truth.indicator[i, j] else "no"
     return f"{truth.classes[j]} {judged.proba[i, j]:.3g}, truly {is_so}"

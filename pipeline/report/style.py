@@ -6,17 +6,22 @@ of that meaning, so that a figure follows the page into the dark.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
+import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.text import Text
+from matplotlib.ticker import AutoLocator, MaxNLocator
+from matplotlib.transforms import Bbox
 
 from pipeline.shared.texts import printable
 
@@ -29,12 +34,21 @@ LINES = ("-", (0, (5, 1.6)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
 MARKS = ("o", "s", "D", "^", "v", "P", "X", "*")
 # Inches: of a figure, of a square plot, and of what stands below and above one.
 WIDTH = 9.4
+# Of one that is drawn for a telephone.
+NARROW = 3.7
 SQUARE = 1.6
 BELOW = 0.8
 ABOVE = 0.3
 COLUMNS = 4
+# Letters of a line of a name beside narrow rows, and the height of such a line, in inches.
+_LETTERS = 18
+_LINE = 0.14
 # Letters of one text in a figure.
 _MOST_SHOWN = 60
+# What the axes of a grid, and of rows, are called; the margin round what is saved, in inches.
+_PANEL = "panel"
+_ROWS = "rows"
+_MARGIN = 0.04
 _VARIABLES = {INK: "--ink", SOFT: "--soft", RULE: "--rule"}
 _VARIABLES |= {colour: f"--c{i}" for i, colour in enumerate(SERIES)}
 
@@ -85,20 +99,95 @@ def grid(count: int) -> tuple[Figure, list[Axes]]:
         left = (column + 1) * WIDTH / COLUMNS - SQUARE
         bottom = (rows - row - 1) * of_row + BELOW
         place = (left / WIDTH, bottom / height, SQUARE / WIDTH, SQUARE / height)
-        axes.append(figure.add_axes(place))
+        axes.append(figure.add_axes(place, label=_PANEL))
     return figure, axes
+
+
+def rows(height: float) -> tuple[Figure, Axes]:
+    """Return a figure of a height, in inches, and its axes, whose names stand on the left."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.add_subplot(label=_ROWS)
 
 
 def legend(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -> None:
     """Put one legend above the figure."""
     if len(handles):
         place: Any = {"loc": "lower left", "bbox_to_anchor": (0, 1)}
-        figure.legend(handles, names, **place, ncols=min(len(names), 6), handlelength=2.6)
+        figure.legend(handles, names, **place, ncols=_columns(len(names)), handlelength=2.6)
+
+
+def _columns(names: int) -> int:
+    """Return how many names of a legend stand side by side."""
+    return min(names, 6)
 
 
 def inline_svg(figure: Figure, key: str, label: str) -> str:
-    """Return a figure as an <svg> element for the page: no ids but its own, the page's colours."""
-    text = _saved(figure, "svg").decode()
+    """Return a figure for the page: one <svg> element, or one a panel where it is a `grid` of some.
+
+    Panels stand side by side where there is room, and one below the other on a telephone, for which
+    `rows` are drawn a second time.
+    """
+    if [axis.get_label() for axis in figure.axes] == [_ROWS]:
+        wide = _inline(_saved(figure, "svg"), key, label)
+        narrow = _inline(_narrow(figure), f"{key}-narrow", label)
+        return f'<div class="broad">{wide}</div><div class="narrow">{narrow}</div>'
+    panels = [axis for axis in figure.axes if axis.get_label() == _PANEL]
+    if len(panels) < 2:
+        return _inline(_saved(figure, "svg"), key, label)
+    parts: list[Axes | Legend] = [*figure.legends, *panels]
+    each = []
+    for i, part in enumerate(parts):
+        for other in parts:
+            other.set_visible(other is part)
+        saved = _saved(figure, "svg", bbox_inches=_room_of(part, figure))
+        name = f"{label} {part.get_title(loc='left')}" if isinstance(part, Axes) else "Legend"
+        kind = "panel" if isinstance(part, Axes) else "key"
+        each.append(f'<div class="{kind}">{_inline(saved, f"{key}-{i}", name)}</div>')
+    for part in parts:
+        part.set_visible(True)
+    return f'<div class="panels">{"".join(each)}</div>'
+
+
+def _narrow(figure: Figure) -> bytes:
+    """Return rows as an SVG that is as wide as a telephone, their names in several lines."""
+    (axis,) = figure.axes
+    names = [label.get_text() for label in axis.get_yticklabels()]
+    width, height = figure.get_size_inches()
+    lines = [textwrap.fill(name, _LETTERS) for name in names]
+    most = max((line.count("\n") for line in lines), default=0)
+    axis.set_yticks(axis.get_yticks(), lines)
+    axis.xaxis.set_major_locator(MaxNLocator(4))
+    figure.set_size_inches(NARROW, height + most * len(lines) * _LINE)
+    for each in figure.legends:
+        each.set_ncols(2)
+    saved = _saved(figure, "svg")
+    axis.set_yticks(axis.get_yticks(), names)
+    axis.xaxis.set_major_locator(AutoLocator())
+    figure.set_size_inches(width, height)
+    for each in figure.legends:
+        each.set_ncols(_columns(len(each.get_texts())))
+    return saved
+
+
+def _room_of(part: Axes | Legend, figure: Figure) -> Bbox:
+    """Return what a part takes, in inches: of a panel at least its place in the grid."""
+    with _drawing(figure):
+        drawn = part.get_tightbbox()
+    assert drawn is not None
+    taken = drawn.transformed(figure.dpi_scale_trans.inverted()).padded(_MARGIN)
+    if isinstance(part, Legend):
+        return taken
+    square = part.get_position().transformed(figure.transFigure)
+    square = square.transformed(figure.dpi_scale_trans.inverted())
+    cell = Bbox.from_extents(
+        square.x1 - WIDTH / COLUMNS, square.y0 - BELOW, square.x1, square.y1 + ABOVE
+    )
+    return Bbox.union([cell, taken])
+
+
+def _inline(svg: bytes, key: str, label: str) -> str:
+    """Return an SVG as an element of the page: no ids but its own, the page's colours."""
+    text = svg.decode()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"<!--.*?-->\n?", "", text, flags=re.DOTALL)
@@ -138,21 +227,27 @@ def _drawable(text: str) -> str:
     return shown if len(shown) <= _MOST_SHOWN else f"{shown[: _MOST_SHOWN - 3]}..."
 
 
-def _saved(figure: Figure, form: str, **more: Any) -> bytes:
-    """Return a figure with all that is drawn, also beyond its edges, and no margin."""
+@contextlib.contextmanager
+def _drawing(figure: Figure) -> Iterator[None]:
+    """Have a figure drawn as figures look, whatever its texts are."""
     for text in figure.findobj(Text):
         text.set_text(_drawable(text.get_text()))
-    sink = io.BytesIO()
-    # With its date, an equal figure would be another file.
-    metadata = {"Date": None} if form == "svg" else None
     with style(), warnings.catch_warnings():
         # A name in another script than the font's is a name all the same: in an SVG it is text.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         # Names that leave no room beside them overlap.
         warnings.filterwarnings("ignore", message="constrained_layout not applied")
-        figure.savefig(
-            sink, format=form, metadata=metadata, bbox_inches="tight", pad_inches=0.04, **more
-        )
+        yield
+
+
+def _saved(figure: Figure, form: str, **more: Any) -> bytes:
+    """Return a figure with all that is drawn, also beyond its edges, and no margin."""
+    sink = io.BytesIO()
+    # With its date, an equal figure would be another file.
+    metadata = {"Date": None} if form == "svg" else None
+    room: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": _MARGIN} | more
+    with _drawing(figure):
+        figure.savefig(sink, format=form, metadata=metadata, **room)
     if form != "svg":
         return sink.getvalue()
     # Names beside an axis are drawn anew with it, after those above were taken care of.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from pipeline.report.sources import Source
 from pipeline.report.wording import (
     METRICS,
     RANDOM,
+    TableKind,
     count,
     few_note,
     few_text,
@@ -19,12 +19,19 @@ from pipeline.report.wording import (
     positive_text,
     setting_text,
     spread,
+    table_kind,
 )
 from pipeline.results import Metric, Result, Segmented
 
-# What a table is of, which decides on its metrics, and what stands above it.
-Kind = Literal["classes", "numbers", "masks"]
-TITLES: dict[Kind, str] = {"classes": "Classes", "numbers": "Numbers", "masks": "Masks"}
+# What stands above a table.
+TITLES: dict[TableKind, str] = {
+    "classes": "Classes",
+    "numbers": "Numbers",
+    "survival": "Survival",
+    "masks": "Masks",
+}
+# Behind the setting that val chose, where there are several.
+CHOSEN = "*"
 # The heads of the columns of words, and where a line has them.
 _WORDS = {
     "Store": "store",
@@ -45,7 +52,7 @@ class Line:
     positive: which of two classes is, and how many carry it; point: from which probability on.
     """
 
-    kind: Kind
+    kind: TableKind
     store: str
     task: str
     label: str
@@ -61,7 +68,7 @@ class Line:
 class ScoreTable:
     """Lines of one kind under the columns that any of them fills: heads of words, then metrics."""
 
-    kind: Kind
+    kind: TableKind
     lines: tuple[Line, ...]
     words: tuple[str, ...]
     metrics: tuple[str, ...]
@@ -103,10 +110,12 @@ def lines_of(sources: Sequence[Source]) -> list[Line]:
 
 def _lines_of_answer(store: str, result: Result | Segmented) -> Iterator[Line]:
     method = method_of(result)
-    kind = _kind_of(result)
+    kind = table_kind(result)
     tested = _tested(result)
-    for score in result.scores:
+    for place, score in enumerate(result.scores):
         setting = setting_text(score.setting)
+        if isinstance(result, Result) and len(result.scores) > 1 and place == result.chosen:
+            setting = f"{setting} {CHOSEN}"
         # The score over all labels comes first, and is of no label.
         for label, metrics in {"": score.metrics, **score.labels}.items():
             yield Line(
@@ -121,12 +130,6 @@ def _lines_of_answer(store: str, result: Result | Segmented) -> Iterator[Line]:
                 point=point_text(score, label),
                 metrics=metrics,
             )
-
-
-def _kind_of(result: Result | Segmented) -> Kind:
-    if isinstance(result, Segmented):
-        return "masks"
-    return "numbers" if result.kind == "regression" else "classes"
 
 
 def _tested(result: Result | Segmented) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pipeline.config.heads import declared
 from pipeline.shared.few import FEW_PATIENTS
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from pipeline.config.tasks import OperatingRule
     from pipeline.results import Metric, PairedUnits, Result, Score, Segmented
 
+# What a table is of, which decides on its metrics.
+TableKind = Literal["classes", "numbers", "survival", "masks"]
 RANDOM = "RANDOM WEIGHTS"
 # In the order of the table's columns; those that no result has are left out.
 METRICS = {
@@ -35,6 +37,8 @@ METRICS = {
     "mae": "MAE",
     "rmse": "RMSE",
     "correlation": "Correlation",
+    "c_harrell": "Harrell's C",
+    "c_uno": "Uno's C",
     "dice": "Dice",
     "iou": "IoU",
     "hd95": "HD95, mm (or pixels)",
@@ -66,6 +70,10 @@ GLOSSARY = {
     "counts more.",
     "correlation": "How well predicted and true numbers lie on any one line (Pearson): 1 is "
     "exactly, 0 is not at all.",
+    "c_harrell": "Of two of whom one had the event first, how often that one got the higher risk: "
+    "1 is always, 0.5 is chance. Who was censored early counts less.",
+    "c_uno": "The same as if nobody had been censored, so that studies watched for other times "
+    "compare.",
     "dice": "Twice the overlap of predicted and true structure over the sum of both: 1 is equal.",
     "iou": "The overlap of predicted and true structure over what either has: 1 is equal.",
     "hd95": "The distance within which 95 % of one outline lies from the other: 0 is equal.",
@@ -81,7 +89,7 @@ _OTHER_METRICS = {
     "sensitivity_at_specificity_0.9": "Sensitivity at specificity 0.9",
 }
 # The one number that stands for an answer: the first of these that it has.
-HEADLINE = ("auroc", "r2", "balanced_accuracy", "accuracy")
+HEADLINE = ("auroc", "r2", "c_harrell", "balanced_accuracy", "accuracy")
 
 
 # Letters of a key: some take four bytes, and a file's name has 255.
@@ -114,10 +122,22 @@ def setting_text(setting: Mapping[str, float]) -> str:
     return ", ".join(f"{name} = {plain_number(value)}" for name, value in setting.items())
 
 
+def table_kind(result: Result | Segmented) -> TableKind:
+    """Return with which others an answer stands in one table: those that have metrics in common."""
+    # Here: `radprobe --help` reads this module, and needs no pydantic for it.
+    from pipeline.results import Segmented
+
+    if isinstance(result, Segmented):
+        return "masks"
+    of_kind: dict[str, TableKind] = {"regression": "numbers", "survival": "survival"}
+    return of_kind.get(result.kind, "classes")
+
+
 def positive_text(result: Result | Segmented, label: str = "") -> str:
     """Return which of two classes is positive and how many test units carry it, of how many.
 
-    Of a label alone the numbers: its name stands beside them. "" where nothing is positive.
+    Of survival the event. Of a label alone the numbers: its name stands beside them. "" where
+    nothing is positive.
     """
     test = result.counts["test"]
     if label:
@@ -129,12 +149,12 @@ def positive_text(result: Result | Segmented, label: str = "") -> str:
 
 
 def positive_name(result: Result | Segmented) -> str:
-    """Return which of two classes is positive; "" where there are not two."""
+    """Return which of two classes is positive, or the event; "" where there is no one such."""
     # Here: `radprobe --help` reads this module, and needs no pydantic for it.
     from pipeline.results import Result
 
-    is_of_two = isinstance(result, Result) and result.kind == "binary"
-    return result.classes[-1] if is_of_two else ""
+    has_one = isinstance(result, Result) and result.kind in ("binary", "survival")
+    return result.classes[-1] if has_one else ""
 
 
 def point_text(score: Score, label: str = "") -> str:

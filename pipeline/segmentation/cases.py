@@ -19,7 +19,7 @@ from pipeline.config.root import Config
 from pipeline.config.segmentation import Masks, Segment
 from pipeline.config.tasks import Level, Task
 from pipeline.config.tuning import Tuning
-from pipeline.evaluation.cases import Cases
+from pipeline.evaluation.cases import WITHOUT_IMAGES, Cases
 from pipeline.evaluation.result_files import segmentation_path
 from pipeline.segmentation.contracts import Rows
 from pipeline.segmentation.masks import StoredMasks, update_masks
@@ -33,6 +33,16 @@ from stores.features import FeatureStore
 CONTRACT = 5
 # What is being done, how much of it is done, of how much.
 Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class MaskCases(Cases):
+    """What is asked of masks: units are labelled by the structures that they have; see `Cases`."""
+
+    @property
+    def _without_copies(self) -> str:
+        """How copies are left out: no label says what a mask shows."""
+        return WITHOUT_IMAGES
 
 
 @dataclass
@@ -70,7 +80,7 @@ class SegmentationCases:
         table = _label_table(config)
         labelled, units = units_of(config, store, masks, table)
         level: Level = "series" if any(unit.volume for unit in units) else "image"
-        task_cases = Cases(
+        task_cases = MaskCases(
             config,
             store,
             table or LabelTable(Labels(file=Path()), {}),

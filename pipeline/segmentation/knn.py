@@ -28,6 +28,7 @@ from pipeline.segmentation.contracts import Parts, Rows, TokenSource
 from pipeline.segmentation.loader import Batch, in_order
 from pipeline.segmentation.selection import Overlap, check_parts, chosen_note, learned_rows
 from pipeline.shared.arrays import unit_length
+from pipeline.shared.steps import report_step
 
 # Slices whose patches are looked up at once.
 SLICES = 8
@@ -60,7 +61,10 @@ class NeighbourHead:
 
     def predict(self, source: TokenSource, rows: Rows) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Yield each row with its label values (S, S), in the order of `rows`."""
+        done = 0
         for batch in in_order(source, rows, TOKENS, SLICES, masks=False):
+            done += len(batch.rows)
+            report_step("slices predicted", done, len(rows))
             votes = vote(self.references, batch, [self.k], self.temperature, source.image_size)
             labels = votes[self.k]
             yield from zip(batch.rows.tolist(), labels, strict=True)
@@ -130,7 +134,10 @@ def _dice_on(
 ) -> NDArray[np.float64]:
     """Return the Dice on val by each k."""
     overlap = Overlap(len(ks), len(source.classes))
+    done = 0
     for batch in in_order(source, val, TOKENS, SLICES, masks=True):
+        done += len(batch.rows)
+        report_step("slices of val asked", done, len(val))
         assert batch.masks is not None
         labels = vote(references, batch, ks, temperature, source.image_size)
         for i, k in enumerate(ks):
@@ -146,8 +153,9 @@ def collect_references(
     if len(rows) > settings.references:
         rows = np.sort(rng.choice(rows, settings.references, replace=False))
     index = faiss.IndexFlatIP(source.tokens(rows[:1]).shape[-1])
-    shares = []
+    shares: list[Floats] = []
     for batch in in_order(source, np.sort(rows), TOKENS, SLICES, masks=True):
+        report_step("slices collected", len(shares), len(rows))
         assert batch.masks is not None
         tokens = _last_block(batch)
         b, h, w, d = tokens.shape

@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.annotations.mask_files import inspect, planes
-from pipeline.annotations.mask_matching import MaskedSlices, Matched, join, match
+from pipeline.annotations.mask_matching import MaskedSlices, Matched, join, match, why_none
 from pipeline.annotations.mask_types import MaskFile
 from pipeline.config.root import Config
 from pipeline.config.segmentation import Masks
@@ -234,13 +234,11 @@ def update_masks(
     slices = names.revealed(where(table, pa.array(~is_withdrawn(table))))
     groups = join(config, masks, slices, names)
     if not groups:
-        raise LabelError(
-            f"No slice of {str(store.path)!r} has a mask under {str(masks.root)!r}. Correct root, "
-            "or how masks are joined (by)."
-        )
+        why = why_none(config, masks, slices)
+        raise LabelError(f"No slice of {str(store.path)!r} has a mask: {why}")
     folder = store.path / "masks"
     kept = _MaskTable(folder, f"{_settings_digest(config, masks)[:16]}.parquet", filing)
-    reader = _MaskReader(config, masks, names)
+    reader = MaskReader(config, masks, names)
     for i, group in enumerate(groups):
         rows = slice_rows(slices.take(pa.array(group.numbers)))
         _update(kept, reader, names, group, rows)
@@ -258,7 +256,7 @@ def update_masks(
 
 def _update(
     table: _MaskTable,
-    reader: _MaskReader,
+    reader: MaskReader,
     names: Names,
     group: MaskedSlices,
     slices: list[SliceRow],
@@ -287,6 +285,7 @@ def _settings_digest(config: Config, masks: Masks) -> str:
     settings = {
         "contract": CONTRACT,
         "masks": masks.model_dump(mode="json", exclude={"root", "tolerance"}),
+        "classes": masks.classes,  # labels are kept by their order, which sorted keys lose
         "geometry": config.preprocess.model_dump(mode="json", include={"plane", "aspect", "crop"}),
     }
     return sha256(json.dumps(settings, sort_keys=True).encode())
@@ -473,7 +472,7 @@ def _is_written(row: MaskRow) -> bool:
 
 
 @dataclass(frozen=True)
-class _MaskReader:
+class MaskReader:
     """Reads the mask files of slices, as label values of `Masks.classes`."""
 
     config: Config
@@ -582,7 +581,9 @@ class _NamedValues:
         """Return the label value of a file's value. Raises UnreadableError."""
         if value not in self._labels:
             raise UnreadableError(
-                "unsupported", f"holds the value {value}, which `values` does not name"
+                "unsupported",
+                f"holds the value {value}, which `values` does not name: it names "
+                f"{', '.join(str(each) for each in self._labels if each)}",
             )
         return self._labels[value]
 
@@ -599,7 +600,8 @@ class _OneValue:
         if value and self._value not in (None, value):
             raise UnreadableError(
                 "unsupported",
-                f"holds the values {self._value} and {value}, but `values` names one structure",
+                f"holds the values {self._value} and {value}, but `values` names one structure: "
+                f"name each, as in {{{self._value}: ..., {value}: ...}}",
             )
         self._value = value or self._value
         return self._label if value else 0

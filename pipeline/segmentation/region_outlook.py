@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.annotations.label_file import LabelTable
-from pipeline.annotations.mask_matching import join
+from pipeline.annotations.mask_matching import join, why_none
 from pipeline.annotations.regions import INDEX_SCHEMA, Regions, slices_of_regions
 from pipeline.config.regions import Boxes
 from pipeline.config.root import Config
@@ -42,9 +42,8 @@ def regions_ahead(
     groups = join(config, masks, slices, names)
     numbers = sorted(number for group in groups for number in group.numbers)
     if not numbers:
-        raise LabelError(
-            f"no slice has a mask of {task.region.masks!r}. Correct its root, or how it is joined."
-        )
+        why = why_none(config, masks, slices)
+        raise LabelError(f"no slice has a mask of {task.region.masks!r}: {why}")
     masked = slices.take(pa.array(np.array(numbers, np.int64)))
     rows = masked["row"].to_pylist()
     ids, members = groups_of(slice_rows(masked))

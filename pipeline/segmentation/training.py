@@ -26,7 +26,7 @@ from pipeline.segmentation.contracts import Parts, Rows, TokenSource
 from pipeline.segmentation.loader import Batch, Loader, in_order
 from pipeline.segmentation.selection import Course, Overlap, check_parts, chosen_note, learned_rows
 from pipeline.shared.devices import pick_device
-from pipeline.shared.epochs import tell_epoch
+from pipeline.shared.steps import report_epoch
 
 MOMENTUM = 0.9
 NO_ROWS: Rows = np.empty(0, np.int64)
@@ -202,7 +202,7 @@ def train(
     active = candidates
     last = epochs or settings.epochs
     for epoch in range(last):
-        tell_epoch(epoch, last)
+        report_epoch(epoch, last)
         for candidate in active:
             candidate.network.train()
         for batch in loader.epoch(epoch):

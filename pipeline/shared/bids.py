@@ -137,12 +137,12 @@ def name_of(key: str) -> str:
 
 def parse_bids(path: str) -> BidsName | None:
     """Return what a path says; None for one that is below no subject's folder."""
-    found = _SUBJECT.search(f"{path}/")
-    if found is None:
+    match = _SUBJECT.search(f"{path}/")
+    if match is None:
         return None
-    subject = found[1]
-    dataset = path[: found.start(1)].rstrip("/")
-    below = path[found.end(1) :].strip("/")
+    subject = match[1]
+    dataset = path[: match.start(1)].rstrip("/")
+    below = path[match.end(1) :].strip("/")
     session = next((part for part in below.split("/") if part.startswith("ses-")), "")
     _, _, label = session.partition("-")
     entities = {"ses": label} if label and "_" not in session else {}

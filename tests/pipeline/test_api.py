@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from pipeline import api
 from pipeline.shared.versions import UNKNOWN, version_of
@@ -53,6 +54,21 @@ def test_features_stand_row_for_row_beside_their_slices(config: api.Config) -> N
         api.features(config.store, "patch")
     with pytest.raises(StoreNotFoundError):
         api.features(config.store.with_name("elsewhere"))
+
+
+def test_a_config_may_be_its_path_everywhere(config: api.Config) -> None:
+    path = config.store.with_name("my.yaml")
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_defaults=True)))
+    assert len(api.data(str(path), "bright").X) == 12
+    assert api.extract(path).embedded == 0
+    assert [each.method for each in api.evaluate(path, ["knn"])] == ["knn"]
+    whole = api.features(config.store)[0]
+    for store in (path, config, str(config.store)):
+        assert np.array_equal(api.features(store)[0], whole)
+    model = api.fit(path, path.with_name("model"))
+    assert model.predict_proba(config.data.root).shape == (17, 2)
+    with pytest.raises(TypeError, match="must be a path, or what load_config returns. Got dict"):
+        api.extract({"store": "x"})  # type: ignore[arg-type]
 
 
 def test_a_loader_of_torch_takes_them_in_any_order(config: api.Config) -> None:

@@ -67,7 +67,7 @@ def all_rows() -> list[str]:
 
 
 def test_what_joins_is_counted_with_units_patients_and_positives(tmp_path: Path) -> None:
-    outlook = look_ahead(make_project(tmp_path, [*all_rows(), all_rows()[0]]))
+    outlook = look_ahead(make_project(tmp_path, all_rows()))
     assert not (tmp_path / "store").exists()
     assert not (tmp_path / "store.key").exists()
     modalities, *lines = outlook.lines()
@@ -88,8 +88,8 @@ def test_what_joins_is_counted_with_units_patients_and_positives(tmp_path: Path)
     ("spelt", "cause"),
     [
         (str.upper, "upper and lower case alone"),
-        (lambda path: path.removesuffix(".png"), "lack the suffix of a file, or have another"),
-        (lambda path: path.replace(".png", ".dcm"), "lack the suffix of a file, or have another"),
+        (lambda path: path.removesuffix(".png"), "they lack the suffix of a file, .png. First"),
+        (lambda path: path.replace(".png", ".dcm"), "they end in .dcm, and the files in .png. "),
         (lambda path: f"images/{path}", "in another folder: paths are relative to data.root"),
         (lambda path: f"x{path}x", "no image of the collection has that path, nor one like it"),
         (lambda path: "", "their key is empty"),
@@ -110,6 +110,38 @@ def test_rows_that_join_nothing_have_their_likeliest_cause(
     assert lines[2] == "4 slices have no row in the labels."
     # The store has no key yet by which a name could be hidden for good.
     assert "Doe" not in json.dumps([lines, outlook.labels.slice_examples])  # type: ignore[union-attr]
+
+
+def test_rows_that_repeat_one_are_told_wherever_rows_are_counted(tmp_path: Path) -> None:
+    twice = [f"images/{row}" for row in [*all_rows()[:50], *all_rows()[:10]]]
+    labels, cause, *_ = look_ahead(make_project(tmp_path, twice)).lines()[1:]
+    assert labels == (
+        "Labels: 0 of 50 rows of 'labels.csv', and 10 that repeat one of them, join 0 of 60 slices "
+        "by path."
+    )
+    assert "without the prefix 'images/' 50 of 50 rows would join. " in cause
+
+
+@pytest.mark.parametrize(
+    ("folder", "root", "remedy"),
+    [
+        ("data/", "data", "Set data.root to the folder above, in which column 'path' begins, and"),
+        ("images/", "data", "Take it away from each path in column 'path': no key of the config"),
+        ("", ".", "Set data.root to the folder that column 'path' begins in and extract again"),
+    ],
+)
+def test_a_prefix_comes_with_what_helps_and_once_for_all_tasks(
+    tmp_path: Path, folder: str, root: str, remedy: str
+) -> None:
+    rows = [folder + row for row in all_rows()]
+    data = {"root": root, "modality": {"**": "DX"}}
+    tasks = {"sick": {"labels": ["sick"]}, "who": {"labels": ["who"], "positive": "p1"}}
+    outlook = look_ahead(make_project(tmp_path, rows, data=data, tasks=tasks))
+    refused = [line for line in outlook.lines() if "cannot be answered" in line]
+    assert len(refused) == 1
+    assert refused[0].startswith("Tasks sick, who cannot be answered: No row of ")
+    assert " ".join(outlook.lines()).count(remedy) == 1
+    assert not outlook.answerable
 
 
 def test_a_file_that_is_no_image_or_left_out_is_the_cause(tmp_path: Path) -> None:
@@ -168,12 +200,70 @@ def test_masks_that_are_not_there_are_named_and_tokens_that_are_not_kept(tmp_pat
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(np.zeros((28, 28), np.uint8)).save(path)
     lines = look_ahead(config).lines()
-    assert lines[-3:] == [
+    assert lines[-5:] == [
         "Masks lung: 50 of 60 slices have a mask.",
         "Masks lung: 10 files are not there.",
+        "Masks lung: 50 of 50 masks looked at, values and sizes fit.",
+        "Masks lung: none looked at shows 'lung'.",
         "Segmentation heads read patch tokens, which are not kept: write `outputs: {keep: [cls, "
         "mean, patch]}`, or nothing can be segmented.",
     ]
+
+
+def with_masks(root: Path, masks: dict[str, Any]) -> Outlook:
+    """Return the outlook of a config that segments and asks nothing else."""
+    config = make_project(root, all_rows(), segment={"knn": {"method": "knn"}}, masks=masks)
+    settings = yaml.safe_load(config.read_text())
+    del settings["tasks"]
+    config.write_text(yaml.safe_dump(settings | {"outputs": {"keep": ["cls", "patch"]}}))
+    return look_ahead(config)
+
+
+def test_masks_are_looked_into_for_values_and_sizes(tmp_path: Path) -> None:
+    masks = {"lung": {"root": "masks", "files": {"**": "{stem}.png"}, "values": {1: "lung"}}}
+    (tmp_path / "masks").mkdir()
+    for i in range(60):
+        pixels = np.zeros((28, 28) if i < 55 else (20, 28), np.uint8)
+        pixels[5:9] = 255
+        Image.fromarray(pixels).save(tmp_path / "masks" / Path(path_of(i)).name)
+    outlook = with_masks(tmp_path, masks)
+    assert outlook.lines()[-2:] == [
+        "Masks lung: 60 of 60 slices have a mask.",
+        "Masks lung: 50 of 60 masks looked at, 50 cannot be used: it holds the value 255, which "
+        "`values` does not name: it names 1 (46); it is 20 x 28 pixels, its image 28 x 28 (4).",
+    ]
+    assert not outlook.answerable
+    masks["lung"]["values"] = {255: "lung", 2: "heart"}
+    outlook = with_masks(tmp_path, masks)
+    assert outlook.lines()[-1] == "Masks lung: none looked at shows 'heart'."
+    assert outlook.answerable
+
+
+def test_patterns_of_masks_that_find_nothing_are_named(tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    for i in range(60):
+        name = f"{Path(path_of(i)).stem}.nii.gz"
+        (tmp_path / "masks" / name).touch()
+    masks = {
+        "suffix": {"root": "masks", "files": {"**": "{stem}.png"}, "values": "lung"},
+        "wild": {"root": "masks", "files": {"**": "*/{stem}*"}, "values": "lung"},
+        "idle": {"root": "masks", "files": {"cxr/*": "{stem}.png"}, "values": "lung"},
+        "nowhere": {"root": "msks", "files": {"**": "{stem}.png"}, "values": "lung"},
+    }
+    outlook = with_masks(tmp_path, masks)
+    folder = repr(str(tmp_path / "masks"))
+    assert sorted(outlook.lines()[-4:]) == [
+        "Masks idle cannot be used: masks.files: 'cxr/*' matches no image of 60. Correct files, or "
+        f"root, {folder}.",
+        f"Masks nowhere cannot be used: there is no folder {str(tmp_path / 'msks')!r}. Correct its "
+        "root.",
+        "Masks suffix cannot be used: masks.files: '{stem}.png' is there for none of 60 images of "
+        "'**' (there are files of that name in .nii.gz). Correct files, or root, "
+        f"{folder}.",
+        "Masks wild cannot be used: masks.files: '*/{stem}*' is there for none of 60 images of "
+        f"'**'. Correct files, or root, {folder}.",
+    ]
+    assert not outlook.answerable
 
 
 def test_extract_says_it_first_and_evaluation_comes_to_the_same(tmp_path: Path) -> None:

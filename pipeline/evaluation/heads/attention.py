@@ -1,4 +1,4 @@
-"""Gated attention over a unit's slices, learnt with the head: which slices matter is not given."""
+"""Attention over a unit's slices, learnt with the head: which slices matter is not given."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pipeline.evaluation.heads.slice_settings import SliceSettings
 
 
 class AttentionSettings(SliceSettings):
-    """Gated attention over a unit's slices, trained by AdamW.
+    """Attention over a unit's slices by the evidence of each, trained by AdamW.
 
-    hidden: numbers between a slice's features and its weight.
+    hidden: gated numbers between a slice's features and its evidence.
     """
 
     hidden: Annotated[int, Field(ge=1)] = 128
@@ -23,7 +23,7 @@ HEAD = Head(
     name="attention",
     title="Attention over slices",
     settings=AttentionSettings,
-    contract=10,
+    contract=11,
     fit=deferred("pipeline.evaluation.heads.attention_fit.fit"),
     predict=deferred("pipeline.evaluation.heads.over_slices.predict"),
     to_state=deferred("pipeline.evaluation.heads.over_slices.to_state"),

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from pipeline.config.base import HeadSettings
-from pipeline.config.tasks import FeatureSet
+from pipeline.config.tasks import COLUMNS, FeatureSet
 from pipeline.evaluation.heads.contract import Head, deferred
 
 
@@ -32,6 +32,11 @@ class LinearSettings(HeadSettings):
 
     @model_validator(mode="after")
     def _columns_stay(self) -> LinearSettings:
+        if COLUMNS in self.features:
+            raise ValueError(
+                "The linear grid takes parts of the features, of which columns are none. Got "
+                f"features {self.features!r}; take probe, or mlp."
+            )
         if self.scaling == "whiten":
             raise ValueError(
                 "The linear grid takes parts of the features, which whitening mixes. Set scaling "

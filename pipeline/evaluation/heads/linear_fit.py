@@ -32,7 +32,7 @@ from pipeline.evaluation.heads.linear import LinearSettings
 from pipeline.evaluation.heads.objective import Objective
 from pipeline.evaluation.metrics.quality import best_of, quality
 from pipeline.shared.arrays import batches
-from pipeline.shared.epochs import tell_epoch
+from pipeline.shared.steps import report_epoch
 from pipeline.shared.texts import plain_number
 
 
@@ -186,7 +186,7 @@ def train(
     features = torch.from_numpy(given.x)
     places = shuffled(len(rows), settings.batch, chance)
     for step in range(steps):
-        tell_epoch(step * settings.epochs // steps, settings.epochs)
+        report_epoch(step * settings.epochs // steps, settings.epochs)
         batch = next(places)
         seen = features[units[batch]].to(device)
         outputs = [layer(seen[:, place.columns]) for place, layer in layers]

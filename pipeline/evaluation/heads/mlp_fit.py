@@ -24,7 +24,7 @@ from pipeline.evaluation.heads.mlp import MlpSettings
 from pipeline.evaluation.heads.objective import Objective
 from pipeline.evaluation.metrics.quality import best_of, quality
 from pipeline.shared.arrays import batches
-from pipeline.shared.epochs import tell_epoch
+from pipeline.shared.steps import report_epoch
 
 Proba = NDArray[np.float64]
 
@@ -125,7 +125,7 @@ def _epochs(
     places = shuffled(len(rows), settings.batch, order)
     most = epochs or settings.epochs
     for epoch in range(most):
-        tell_epoch(epoch, most)
+        report_epoch(epoch, most)
         network.train()
         with torch.random.fork_rng():
             torch.random.set_rng_state(stream)

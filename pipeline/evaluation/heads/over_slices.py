@@ -29,7 +29,7 @@ from pipeline.evaluation.heads.contract import (
 from pipeline.evaluation.heads.objective import Objective
 from pipeline.evaluation.heads.slice_settings import SliceSettings
 from pipeline.evaluation.metrics.quality import best_of, quality
-from pipeline.shared.epochs import tell_epoch
+from pipeline.shared.steps import report_epoch
 
 
 class SliceNetwork(nn.Module):
@@ -141,7 +141,7 @@ def fit(given: FitInput[Any], name: str, build: Build) -> SliceModel:
     each_on_val = []
     training = SliceTraining(given, given.parts["train"], objective, build)
     for epoch in range(given.settings.epochs):
-        tell_epoch(epoch, given.settings.epochs)
+        report_epoch(epoch, given.settings.epochs)
         training.epoch()
         on_val, _ = training.reader.read(given.x, val)
         each_on_val.append(on_val)
@@ -154,7 +154,7 @@ def fit(given: FitInput[Any], name: str, build: Build) -> SliceModel:
     # Again from the start: val is worth learning from too, once it has said when to end.
     again = SliceTraining(given, given.train_and_val, objective, build)
     for epoch in range(epochs):
-        tell_epoch(epoch, epochs)
+        report_epoch(epoch, epochs)
         again.epoch()
     return SliceModel(again.reader, epochs, objective.notes, each_on_val[best])
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.annotations.units import Truth
+from pipeline.config.tasks import CLASS_KINDS
 from pipeline.results import Metric
 from pipeline.shared.arrays import numbers_of
 
@@ -205,6 +206,7 @@ def _with_interval(
         return interval_on(rules.scales[name], value, error, reach)
     lowest = lowest_percentile(patients)
     low, high = np.nanpercentile(drawn, [lowest, 100 - lowest]).tolist()
+    # Draws of patients know nothing of how folds differ by what they were trained on.
     if rules.folds > 1:
         middle = float(np.nanmean(drawn))
         wider = fold_widening(name, rules.folds)
@@ -425,9 +427,12 @@ def patients_on_rarer_side(truth: Truth) -> dict[str, float]:
     """Return how many patients stand on the rarer side of each class or label that has two.
 
     Under "" for all together: their harmonic mean, since the variance of a mean over labels is a
-    mean of theirs, and each in proportion to one over its number. Of a number nothing is rare.
+    mean of theirs, and each in proportion to one over its number. Of a number nothing is rare; of
+    survival what counts are the patients with the event, which each pair begins with.
     """
-    if truth.kind == "regression":
+    if truth.kind == "survival":
+        return {"": float(len(np.unique(truth.groups[truth.indicator[:, 0]])))}
+    if truth.kind not in CLASS_KINDS:
         return {}
     indicator = truth.indicator
     known = truth.known

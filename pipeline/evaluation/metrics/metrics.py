@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.annotations.units import Truth
+from pipeline.config.tasks import CLASS_KINDS
 from pipeline.evaluation.metrics.bootstrap import (
     OF_ONE_SIDE,
     Correction,
@@ -54,6 +55,7 @@ SHARES: dict[str, float] = {
     **dict.fromkeys(RANKING, 0.0),
     **dict.fromkeys(("sensitivity", "specificity", "ppv", "npv"), 0.0),
     **dict.fromkeys(("auroc_micro", "average_precision_micro"), 0.0),
+    **dict.fromkeys(("c_harrell", "c_uno"), 0.0),
     **dict.fromkeys(("mcc", "quadratic_kappa"), -1.0),
 }
 # The metrics that lie between two ends, and the lower one; the upper one is 1.
@@ -106,6 +108,7 @@ def score(
     overall: dict[str, Metric] = {}
     by_label: dict[str, dict[str, Metric]] = {}
     for (name, label), metric in metrics.items():
+        # Metrics are frozen, as answers on file are made of them.
         if name == "auroc" and label in p:
             metric = metric.model_copy(update={"p": p[label]})
         into = by_label.setdefault(label, {}) if label else overall
@@ -125,7 +128,7 @@ def _fewest(folds: int) -> dict[str, float]:
     return {
         "ece": BINS,
         **dict.fromkeys(RANKING, 2 * folds),
-        "auroc": folds,
+        **dict.fromkeys(("auroc", "c_harrell", "c_uno"), folds),
         "average_precision_micro": 4 * folds,
     }
 
@@ -172,7 +175,7 @@ def _permutation_p(
     number: int,
 ) -> dict[str, float]:
     """Return for each label, and "" for their mean, the p of its AUROC among permuted ones."""
-    if truth.kind == "regression":
+    if truth.kind not in CLASS_KINDS:
         return {}
     fold = np.zeros(len(proba), np.int64) if fold is None else fold
     patient = truth.patient
@@ -363,6 +366,8 @@ def _delong_p(
     defined: Container[Key],
 ) -> dict[Key, float]:
     """Return DeLong's p of each AUROC of two sides, where it has one."""
+    if truth.kind not in CLASS_KINDS:
+        return {}
     patient = truth.patient
     of_first = {column.name: column for column in columns_of(truth, first)}
     p: dict[Key, float] = {}

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from pipeline.annotations.texts import is_number
 from pipeline.annotations.units import Truth
+from pipeline.config.tasks import CLASS_KINDS
 from pipeline.evaluation.metrics.bootstrap import Key, Values
 from pipeline.evaluation.metrics.operating import is_called
+from pipeline.evaluation.metrics.survival import concordances
 from pipeline.evaluation.metrics.weighted import (
     SPECIFICITY,
     RankMetrics,
@@ -96,7 +98,7 @@ def columns_of(
 
 def one_sided(truth: Truth) -> list[str]:
     """Return the classes that all units carry, or none does: nothing can be ranked by them."""
-    if truth.kind == "regression":
+    if truth.kind not in CLASS_KINDS:
         return []
     is_carried = truth.indicator.any(axis=0)
     is_lacked = (truth.known & ~truth.indicator).any(axis=0)
@@ -175,6 +177,8 @@ def _counted_metrics(
     """Return what is a function of sums over units: decisions, probabilities, numbers."""
     if truth.kind == "regression":
         return _for_all(regression(truth.y, proba[:, 0], weights))
+    if truth.kind == "survival":
+        return {}
     columns = columns_of(truth, proba, thresholds)
     if truth.kind == "multilabel":
         joint, by_label = _decisions_on_labels(columns, weights)
@@ -197,6 +201,8 @@ def _ranking_metrics(
     """Return what depends on the order of units alone."""
     if truth.kind == "regression":
         return {}
+    if truth.kind == "survival":
+        return _for_all(concordances(truth, proba[:, 0], weights))
     columns = columns_of(truth, proba)
     by_label = _ranks_by_label(columns, weights)
     # Labels without both sides are NaN by now, and stay out of the mean.

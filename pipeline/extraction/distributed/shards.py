@@ -198,7 +198,7 @@ def embed_ring(
     """
     result = EmbedResult()
     left = store.missing()
-    has_said_so = False
+    has_warned = False
     progressed_at = time.monotonic()
     while left:
         # Looked at anew in each round: a claim of a process that died meanwhile is not among them.
@@ -210,10 +210,10 @@ def embed_ring(
         elif time.monotonic() - progressed_at > LOST_S:
             break
         else:
-            if not has_said_so:
+            if not has_warned:
                 waited_for = ", ".join(f"{i} ({holders[i].name})" for i in sorted(holders))
                 log.warning("Waiting for parts that others are at work on: %s.", waited_for)
-                has_said_so = True
+                has_warned = True
             time.sleep(_WAIT_S)
         before = len(left)
         left = [part for part in store.without_receipt(left) if part.index not in result.failed]

@@ -51,7 +51,7 @@ class Status:
 
     modalities: slices by modality, the commonest first. writer: of a store at a URL, where one is
     at it. slices_per_s: of late, by all that are at it; None where nobody is, and at a URL, where
-    the times of commits are not kept.
+    the times of commits are not kept. is_there: whether there is a store by now.
     """
 
     store: str
@@ -65,6 +65,12 @@ class Status:
     slices_per_s: float | None
     seconds_left: float | None
     modalities: dict[str, int] = field(default_factory=dict)
+    is_there: bool = True
+
+    @classmethod
+    def before(cls, store: Path) -> Status:
+        """Return that of a store which no run has made yet."""
+        return cls(str(store), 0, 0, 0, 0, [], None, [], None, None, is_there=False)
 
 
 def status(path: Path) -> Status:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.types import Header
+from pipeline.types import Header, Plane
 
 Floats = NDArray[np.float64]
 Pixels = NDArray[np.float32]  # (H, W)
@@ -20,6 +20,8 @@ _SHOWN = {
     1: ((1, 0, 0), (0, 0, -1)),
     0: ((0, 1, 0), (0, 0, -1)),
 }
+
+_NORMAL: dict[Plane, int] = {"sagittal": 0, "coronal": 1, "axial": 2}
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,34 @@ class Reorientation:
         return way
 
 
+# Beyond this angle (radians, 1 degree) axes are not those of the patient.
+OBLIQUE = 0.0175
+
+
+def shown_axes(header: Header, plane: Plane) -> Floats | None:
+    """Return (3, 3): along the rows, down the columns and the normal of a slice, as it is shown.
+
+    They are the patient's (LPS). None where the slice lies askew to these, or does not say how it
+    lies. plane: that files of voxels are cut along, whose headers have no axes of their own.
+    """
+    if header.axes is None:
+        if header.position_mm is None or "oblique" in header.flags:
+            return None
+        return _along(_NORMAL[plane])
+    axes = axes_of(header.axes)
+    if axes is None:
+        return None
+    shown = _along(int(np.abs(axes[2]).argmax()))
+    askew = np.abs(Reorientation.of(axes).axes(axes) - shown).max()
+    return shown if askew <= OBLIQUE else None
+
+
+def _along(axis: int) -> Floats:
+    """Return the axes of a plane as it is shown; axis: that its normal follows."""
+    along, down = np.array(_SHOWN[axis], np.float64)
+    return np.stack([along, down, np.cross(along, down)])
+
+
 def axes_of(cosines: Sequence[float]) -> Floats | None:
     """Return (3, 3): along the rows, down the columns, normal, of the six cosines of the first two.
 
@@ -132,14 +162,14 @@ def placed_along(header: Header, reference: tuple[float, ...] | None) -> Header:
     """
     if header.axes is None or reference is None or header.axes == reference:
         return header
-    own = axes_of(header.axes)
+    axes = axes_of(header.axes)
     others = axes_of(reference)
-    if own is None or others is None or header.position_mm is None or header.offset_mm is None:
+    if axes is None or others is None or header.position_mm is None or header.offset_mm is None:
         return header
     # Both turned as one of them is shown.
-    turn = Reorientation.of(own)
+    turn = Reorientation.of(axes)
     down, along = header.offset_mm
-    corner: Floats = np.linalg.solve(turn.axes(own), np.array([along, down, header.position_mm]))
+    corner: Floats = np.linalg.solve(turn.axes(axes), np.array([along, down, header.position_mm]))
     if header.spacing_mm is not None:
         shape = (header.height, header.width)
         spacing = header.spacing_mm
@@ -147,6 +177,6 @@ def placed_along(header: Header, reference: tuple[float, ...] | None) -> Header:
             shape = shape[::-1]
             spacing = spacing[::-1]
         # The pixel that is shown first lies where the slice's own axes lead to.
-        corner += turn.shift(others, shape, spacing) - turn.shift(own, shape, spacing)
+        corner += turn.shift(others, shape, spacing) - turn.shift(axes, shape, spacing)
     position, offset = place(turn.axes(others), corner)
     return replace(header, position_mm=position, offset_mm=offset)

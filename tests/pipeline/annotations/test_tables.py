@@ -108,6 +108,9 @@ def test_a_workbook_and_parquet_with_timestamps_say_what_a_csv_says(tmp_path: Pa
         for file in (book, tmp_path / "l.parquet", plain)
     }
     assert len(digests) == 1
+    # No comma parts cells in either.
+    assert read_labels(Labels(file=book), [TASK]).comma
+    assert read_labels(Labels(file=tmp_path / "l.parquet"), [TASK]).comma
 
 
 def test_ids_truths_and_moments_of_a_workbook(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from pipeline.extraction.plan import plan
 from pipeline.inference.speed import Speed
 from pipeline.inference.telemetry import bottleneck
 from pipeline.recipe import Architecture, Recipe
-from pipeline.shared.epochs import tell_epoch
+from pipeline.shared.steps import report_epoch
 from tests.phantoms import volume, write_png
 
 
@@ -36,14 +36,27 @@ def test_what_takes_long_is_seen_to_be_at_work(monkeypatch: pytest.MonkeyPatch) 
     shown = io.StringIO()
     monkeypatch.setattr(common, "err", PlainConsole(file=shown, force_terminal=True, width=80))
     with common.busy("fitting"):
-        tell_epoch(2, 5)
+        report_epoch(2, 5)
     assert "fitting, 2 of 5 epochs" in shown.getvalue()
-    tell_epoch(3, 5)  # nobody listens any more
+    report_epoch(3, 5)  # nobody listens any more
     shown.truncate(0)
     monkeypatch.setattr(common, "err", PlainConsole(file=shown))
     with common.busy("fitting"):
-        tell_epoch(2, 5)
+        report_epoch(2, 5)
     assert shown.getvalue() == ""
+
+
+def test_a_log_has_a_line_a_minute_of_whatever_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(common, "err", PlainConsole(file=shown, width=80))
+    now = iter([0.0, 59.0, 61.0, 62.0, 122.0])
+    lines = common.MinuteLines(lambda: next(now))
+    for done in (10, 20, 30, 40):
+        lines.tell("lesion: knn, slices predicted", done, 1200)
+    assert shown.getvalue().splitlines() == [
+        "lesion: knn, slices predicted: 20 of 1,200.",
+        "lesion: knn, slices predicted: 40 of 1,200.",
+    ]
 
 
 def test_without_a_terminal_a_line_a_minute_says_how_far_a_run_is(said: list[str]) -> None:

@@ -161,6 +161,7 @@ def test_chexperts_policy_views_and_test(tmp_path: Path) -> None:
         ("brain-tumour", 233, (113, 50, 70)),
         ("msd-hippocampus", 260, (120, 60, 80)),
         ("msd-spleen", 41, (16, 10, 15)),
+        ("amos", 300, (80, 20, 50)),
     ],
 )
 def test_the_papers_splits_have_its_sizes(
@@ -170,6 +171,10 @@ def test_the_papers_splits_have_its_sizes(
     assert steps is not None
     parts = systematic_parts(units, steps)
     assert tuple(parts.count(part) for part in ("train", "val", "test")) == sizes
+    if steps.train is not None:  # which is dealt first, and the rest left out
+        assert (parts[0], parts[round(steps.train)], parts[1]) == ("train", "train", "val")
+        assert parts.count(None) == units - sum(sizes)
+        return
     assert parts[0] == "test"
     assert parts[round(steps.test)] == "test"
 
@@ -182,6 +187,10 @@ def test_the_papers_split_is_written_and_says_what_it_is(tmp_path: Path) -> None
     assert Counter(parts) == {"test": 4, "val": 3, "train": 13}
     assert load_config(tmp_path / "out/config.yaml").split.kind == "list"
     assert any("order of a file system" in note for note in described.notes)
+    layouts.amos(tmp_path / "amos")
+    described = describe("amos", tmp_path / "amos", tmp_path / "amos-out", paper_split=True)
+    left_out = 8 - len(rows_of(tmp_path / "amos-out/split.csv"))
+    assert any(f"{left_out} of 8 stand in no part" in note for note in described.notes)
     layouts.nih(tmp_path / "nih")
     with pytest.raises(ConfigError, match="it is for montgomery, shenzhen, "):
         describe("nih", tmp_path / "nih", tmp_path / "nih-out", paper_split=True)

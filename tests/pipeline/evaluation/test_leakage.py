@@ -11,8 +11,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pipeline.config.data import SplitChoice
 from pipeline.evaluate import evaluate
-from pipeline.evaluation.leakage import DIRECTIONS, NEAR, near_copies
+from pipeline.evaluation.leakage import (
+    DIRECTIONS,
+    NEAR,
+    Copies,
+    NearCopy,
+    WaysOut,
+    equal_pixels,
+    near_copies,
+)
 from stores.errors import LabelError
 from tests.pipeline.collection import config_of, make_store, units_of, write_csv
 
@@ -111,6 +120,24 @@ def test_a_near_copy_is_refused_until_it_is_said_what_it_is(tmp_path: Path) -> N
         ask(root, kind="date", column="day")
     write_labels(root, [f"P{i}" for i in range(79)] + ["P0"])  # one patient after all
     assert not any("copies" in note for note in ask(root).notes)
+
+
+def test_only_what_helps_is_named_as_a_way_out() -> None:
+    near = Copies(equal_pixels(UNKNOWN, units_of(np.arange(N) % 2), SIDE), [NearCopy(0, 1, 0.1)])
+
+    def text(is_filed: bool = False, **split: Any) -> str:
+        return WaysOut(SplitChoice(**split), is_filed, "one id", "leave them out").text(near)
+
+    allow = 'accept them by split.allow: ["near-duplicates"].'
+    group = 'set split.group: "duplicates"'
+    keeps = " to keep whoever has copies on one side"
+    assert text().endswith(f"need one id. Else leave them out, or {group}{keeps}, or {allow}")
+    assert f"{group}, which deals all patients anew,{keeps}" in text(is_filed=True)
+    # Whoever has copies is on one side, unless an earlier split parted them: it would help no more.
+    parted = text(is_filed=True, group="duplicates")
+    assert "delete the split file to deal all patients anew, copies on one side" in parted
+    assert group not in parted
+    assert text(kind="date", column="day").endswith(f"Else leave them out, or {allow}")
 
 
 def test_a_near_copy_without_a_label_is_left_out(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_a_pair_is_a_model_of_the_one_asked_of_the_test_units_of_the_other(
     assert set(result.main_score.subgroups) == {"sex=f", "sex=m"}
     learnt = model.record.counts
     assert result.counts == {**learnt, "test": count_of(cases.units.at(test))}
-    assert (result.task, result.asked) == ("sick fitted on a", "sick")
+    assert (result.task, result.configured_task) == ("sick fitted on a", "sick")
     text = "fitted on train and val of a, and tested on test of b"
     assert any(text in note for note in result.notes)
     assert any("another key than a" in note for note in result.notes)

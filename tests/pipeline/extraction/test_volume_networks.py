@@ -221,15 +221,78 @@ def test_a_network_of_volumes_is_not_tuned_and_has_one_output(tmp_path: Path) ->
 
     with pytest.raises(ConfigError, match="sees volumes and no slices"):
         load_backbone("tiny3d", "random:0")
-    with pytest.raises(ConfigError, match="gives the output `volume` alone"):
+    with pytest.raises(ConfigError, match="gives the output `volume` and nothing beside it"):
         make_recipe(config_of(tmp_path, outputs={"keep": ["cls"]}))
-    with pytest.raises(ConfigError, match="gives the output `volume` alone"):
-        make_recipe(
-            config_of(tmp_path, outputs={"keep": ["volume"]},
-                      backbone={"name": "dinov2_vits14", "weights": "random:0"})
-        )  # fmt: skip
     with pytest.raises(WeightsError, match="user's to bring"):
         make_recipe(config_of(tmp_path, backbone={"name": "ct_fm"}))
+
+
+# --- Raptor: a network of slices along three planes -----------------------------------------------
+
+RAPTOR: dict[str, Any] = {
+    "backbone": {"name": "dinov2_vits14", "weights": "random:0", "image_size": 28},
+    "outputs": {"keep": ["volume"], "dtype": "float32", "raptor": {"numbers": 5, "seed": 3}},
+}
+
+
+def test_raptor_is_what_numpy_makes_of_the_tokens_of_three_planes(
+    images: Path, tmp_path: Path
+) -> None:
+    from pipeline.backbones import load_backbone
+    from pipeline.io.formats.planes import AXIS, cut
+    from pipeline.preprocessing.prepare import normalise, resize
+
+    (tmp_path / "images").mkdir()
+    shutil.copy(images / "v00.nii.gz", tmp_path / "images")
+    config = config_of(tmp_path, **RAPTOR)
+    assert extract(config, HERE).clean
+    store = FeatureStore.open(config.store)
+    recipe = recipe_of(store)
+    assert recipe.network.startswith("Raptor over dinov2_vits14")
+    assert Recipe.from_text(recipe.canonical()) == recipe
+    vectors = store.read("volume", store.live_rows())
+    assert len(np.unique(vectors, axis=0)) == 1
+    assert vectors.shape[1] == 3 * 5 * 4  # planes, numbers, patches
+    voxels = np.asarray(nib.load(tmp_path / "images/v00.nii.gz").dataobj, np.float32)
+    scaled = np.clip((voxels + 1024) / 1624, 0, 1)  # the window of CT slices
+    network = load_backbone("dinov2_vits14", "random:0", image_size=28, blocks=1)
+    matrix = np.random.RandomState(3).randn(384, 5)  # as the authors' script draws it
+    expected = []
+    for plane in ("axial", "coronal", "sagittal"):
+        shown = [cut(scaled, plane, k) for k in range(scaled.shape[AXIS[plane]])]
+        x = torch.from_numpy(np.stack(shown))[:, None].expand(-1, 3, -1, -1)
+        tokens = network(normalise(resize(x, 28), network.architecture)).patch.double().numpy()
+        mean = tokens.mean(axis=0).reshape(4, 384)
+        expected.append((matrix.T @ mean.T).ravel())
+    np.testing.assert_allclose(vectors[0], np.concatenate(expected), atol=1e-4)
+
+
+def test_raptor_names_what_it_cannot_see(tmp_path: Path) -> None:
+    from pipeline.backbones import load_recipe_backbone
+    from pipeline.backbones.weights import Checkpoint
+    from pipeline.extraction.recipes import make_recipe
+
+    def recipe(**more: Any) -> Recipe:
+        return make_recipe(config_of(tmp_path, **RAPTOR | more))[0]
+
+    with pytest.raises(ConfigError, match="keep other outputs than volume"):
+        load_recipe_backbone(recipe(), Checkpoint("dinov2_vits14", "random:0"))
+    with pytest.raises(ConfigError, match=r"one window. Got preprocess.ct of kind percentiles"):
+        recipe(preprocess={"ct": "percentiles"})
+    with pytest.raises(ConfigError, match=r"preprocess.crop must be none. Got body"):
+        recipe(preprocess={"crop": "body"})
+    with pytest.raises(ConfigError, match=r"outputs \['cls', 'volume'\]"):
+        recipe(outputs={"keep": ["cls", "volume"]})
+    with pytest.raises(ConfigError, match=r"raptor makes the output `volume`|nothing beside it"):
+        recipe(outputs={"keep": ["cls"], "raptor": {"numbers": 5}})
+
+
+def test_a_volume_is_shrunk_along_its_longer_axes_alone() -> None:
+    voxels = np.arange(8 * 4 * 2, dtype=np.float32).reshape(8, 4, 2)
+    how = VolumeInput(fit="shrink", size=(4, 4, 4), window=(0, 64))
+    (x,) = network_input(Volume(voxels, None, is_ct=True), how)
+    assert x.shape == (1, 1, 4, 4, 2)
+    np.testing.assert_allclose(x[0, 0] * 64, voxels.reshape(4, 2, 4, 2).mean(axis=1))
 
 
 # --- what a network sees -------------------------------------------------------------------------

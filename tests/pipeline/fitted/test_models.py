@@ -183,6 +183,11 @@ def test_how_much_each_slice_counted_is_filed_and_predicted_alike(
     assert said.column_names == SLICE_WEIGHTS.names
     assert said.num_rows == N
     of_model = {each["row"]: each["weight"] for each in said.to_pylist()}
+    # A head whose parameters were others when it was filed.
+    older = Model.load(model.path)
+    older._arrays["classify.weight"] = older._arrays.pop("content.weight")
+    with pytest.raises(ModelError, match="was written by another radprobe"):
+        _ = older.predictor
     for each in filed.to_pylist():
         assert of_model[each["row"]] == pytest.approx(each["weight"], abs=1e-6)
     heeded = most_heeded(filed, 2)

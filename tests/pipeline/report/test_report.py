@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import re
 import shutil
@@ -810,6 +811,14 @@ def test_it_fits_a_telephone_and_paper(opened: Any, tmp_path: Path) -> None:
     region.evaluate("x => { x.scrollLeft = 0; }")
     score = opened.locator("#scores tbody td.n").first.bounding_box()
     assert score["x"] + score["width"] <= 390
+    # Panels stand one below the other, and no figure is wider than the page.
+    panels = [
+        panel.bounding_box() for panel in opened.locator(".panels").first.locator(".panel").all()
+    ]
+    assert len({round(box["x"]) for box in panels}) == 1
+    assert all(high["y"] < low["y"] for high, low in itertools.pairwise(panels))
+    wider = "all => all.filter(x => x.scrollWidth > x.clientWidth + 1).length"
+    assert opened.locator("figure").evaluate_all(wider) == 0
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     assert axe.Axe().run(opened).response["violations"] == []
     opened.screenshot(path=tmp_path / "narrow.png")

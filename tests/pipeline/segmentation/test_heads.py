@@ -20,7 +20,7 @@ from pipeline.segmentation.contracts import FittedHead, TokenSource
 from pipeline.segmentation.heads import fit
 from pipeline.segmentation.knn import class_shares, collect_references
 from pipeline.segmentation.selection import Course, Overlap
-from pipeline.shared.epochs import epochs_told_to
+from pipeline.shared.steps import listening_to_steps
 from stores.errors import ConfigError, DeviceError
 from tests.pipeline.segmentation.planted import GRID, Planted
 
@@ -184,7 +184,7 @@ def test_a_network_ends_once_val_says_so_and_is_what_it_was_at_its_best() -> Non
     # The weights are those of so many epochs of the same training.
     device, rates = torch.device("cpu"), asked.learning_rates
     epochs: list[tuple[int, int]] = []
-    with epochs_told_to(lambda done, of: epochs.append((done, of))):
+    with listening_to_steps(lambda _, done, of: epochs.append((done, of))):
         (told,) = training.train(
             build_of("linear-bn"), source, parts["train"], asked, rates, device, epochs=best
         )

@@ -37,7 +37,10 @@ SMALL: dict[str, dict[str, Any]] = {
     "transformer": {"epochs": 2, "width": 8, "heads": 2},
     "efficiency": {"steps": 2, "shots": [2], "draws": 2},
     "mlp": {"epochs": 2, "hidden": 8},
+    "cox": {"steps": 2},
 }
+# Each head with each kind of task that it can be asked about.
+ASKED = [(name, kind) for name in HEADS for kind in declared(name).kinds]
 
 
 def head_of(name: str) -> Head[Any, Any]:
@@ -55,6 +58,9 @@ def question(kind: str) -> tuple[NDArray[np.float32], Units]:
     units = units_of(y)
     if kind == "regression":
         units = replace(units, y=rng.standard_normal(N), kind="regression", classes=("age",))
+    if kind == "survival":
+        y = np.stack([rng.exponential(9, N), rng.random(N) < 0.5], axis=1)
+        units = replace(units, y=y, kind="survival", classes=("died",))
     x = rng.standard_normal((2 * N, D)).astype(np.float32)
     x[:, 0] += np.repeat(np.asarray(units.y).reshape(N, -1)[:, 0], 2)
     return x, replace(units, rows=np.arange(2 * N), unit=np.arange(2 * N) // 2)
@@ -97,8 +103,7 @@ def test_names_and_titles_are_told_apart() -> None:
     assert all(DECLARED[name].name == name for name in TUNED)
 
 
-@pytest.mark.parametrize("kind", ["binary", "multiclass", "multilabel", "regression"])
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize(("name", "kind"), ASKED)
 def test_a_head_predicts_every_test_unit_and_fits_none_of_them(name: str, kind: str) -> None:
     head = head_of(name)
     x, units = question(kind)
@@ -127,8 +132,7 @@ def test_a_head_predicts_every_test_unit_and_fits_none_of_them(name: str, kind: 
     assert numbers(again) == numbers(replace(predicted, predictions=predictions))
 
 
-@pytest.mark.parametrize("kind", ["binary", "multiclass", "multilabel", "regression"])
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize(("name", "kind"), ASKED)
 def test_a_filed_head_says_of_other_units_what_the_fitted_one_says(name: str, kind: str) -> None:
     head = head_of(name)
     assert (head.to_state is None) == (head.from_state is None)

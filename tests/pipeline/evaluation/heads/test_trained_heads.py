@@ -154,22 +154,47 @@ def test_attention_finds_the_slice_that_the_mean_drowns() -> None:
 
 
 def test_attention_weighs_what_is_there_and_nothing_else() -> None:
-    network = attention_fit.GatedAttention(5, 4, 1)
+    network = attention_fit.EvidenceAttention(5, 4, 1)
     slices, there = torch.randn(2, 6, 5), torch.tensor([[True] * 6, [True] * 2 + [False] * 4])
-    weights = network.weights(slices, there)
+    z = torch.zeros(2, 6)  # has no say
+    _, before = network(slices, there, z)
+    torch.testing.assert_close(before, there / there.sum(dim=1, keepdim=True))  # the mean, at first
+    torch.nn.init.constant_(network.sharpness, 0.1)
+    logits, weights = network(slices, there, z)
     assert weights.sum(dim=1).tolist() == pytest.approx([1, 1])
     assert (weights[1, 2:] == 0).all()
-    z = torch.zeros(2, 6)  # has no say
     alone, _ = network(slices[1:, :2], there[1:, :2], z[1:, :2])
     torch.testing.assert_close(network(slices, there, z)[0][1:], alone)
-    # eq. 9 of the paper, slice by slice
-    v, u, w = (layer.weight.detach() for layer in (network.content, network.gate, network.weigh))
-    bias = [layer.bias.detach() for layer in (network.content, network.gate)]
-    scores = [
-        (w[0] * torch.tanh(v @ h + bias[0]) * torch.sigmoid(u @ h + bias[1])).sum()
+    # by hand, slice by slice
+    layers = (network.content, network.gate, network.evidence)
+    v, u, w = (layer.weight.detach() for layer in layers)
+    bias = [layer.bias.detach() for layer in layers]
+    evidence = torch.stack([
+        (w[0] * torch.tanh(v @ h + bias[0]) * torch.sigmoid(u @ h + bias[1])).sum() + bias[2][0]
         for h in slices[0]
-    ]
-    torch.testing.assert_close(weights[0].detach(), torch.softmax(torch.stack(scores), dim=0))
+    ])  # fmt: skip
+    expected = torch.softmax(30 * 0.1 * evidence, dim=0)
+    torch.testing.assert_close(weights[0].detach(), expected)
+    torch.testing.assert_close(logits[0, 0].detach(), (expected * evidence).sum())
+
+
+@pytest.mark.parametrize("sick", [0, 1])
+def test_attention_finds_the_slice_whichever_class_it_speaks_for(sick: int) -> None:
+    x, units = bags(160, 6, 16)
+    planted_rows = {int(units.unit[row]): int(row) for row in np.flatnonzero(x[:, :3].sum(1) > 7)}
+    units = replace(units, y=units.y if sick else 1 - units.y)
+    parts = thirds(160)
+    settings = AttentionSettings(epochs=15, hidden=16, rate=5e-3)
+    weights = answered(attention.HEAD, x, units, parts, settings)[0][0].weights
+    assert weights is not None
+    test = parts["test"].tolist()
+    with_lesion = [place for place, unit in enumerate(test) if unit in planted_rows]
+    right = []
+    for place in with_lesion:
+        mine = np.flatnonzero(weights.unit == place)
+        heeded = weights.rows[mine[weights.weight[mine].argmax()]]
+        right.append(heeded == planted_rows[test[place]])
+    assert np.mean(right) > 0.95
 
 
 def test_weights_name_the_planted_slice_of_each_unit() -> None:

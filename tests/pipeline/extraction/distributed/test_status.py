@@ -96,6 +96,10 @@ def test_what_was_done_since_has_not_failed(store: FeatureStore) -> None:
 
 def test_it_is_said_in_words_and_as_json(store: FeatureStore, tmp_path: Path) -> None:
     FeatureStore.create(tmp_path / "new", "{}", ARRAYS, 4)
+    config = tmp_path / "later.yaml"
+    config.write_text(f"data: {{root: .}}\nstore: {tmp_path / 'later'}\n")
+    assert said("status", str(config)).startswith(f"There is no store at {tmp_path / 'later'} yet")
+    assert not json.loads(said("status", str(config), "--json"))["is_there"]
     assert said("status", str(tmp_path / "new")).startswith("No slice is known yet: ")
     fill(store, 0)
     note_failure(store.path, 2, "ValueError: no")
