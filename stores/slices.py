@@ -235,7 +235,9 @@ class TableFile:
                     return
                 piece = self._completed(piece, columns)
             rows = piece["row"].to_numpy()
-            if rows.size and rows[0] >= stop:
+            if not rows.size:
+                continue
+            if rows[0] >= stop:
                 return
             first, last = np.searchsorted(rows, (start, stop))
             yield piece.slice(first, last - first)
