@@ -70,6 +70,7 @@ def pair_units(first: TestedUnits, second: TestedUnits) -> Pairing:
     Raises LabelError where no unit has a counterpart, where a unit of one is several of the other,
     and ConfigError where a store hides its paths and has lost its key.
     """
+    # Row numbers and pseudonyms mean the same in one store alone.
     if first.store == second.store:
         place_of = {name: place for place, name in enumerate(second.ids.tolist())}
         there = [place_of.get(name, -1) for name in first.ids.tolist()]

@@ -206,6 +206,7 @@ def _pooled(
     greatest values.
     """
     sizes = np.diff(starts, append=len(values))
+    # Most images: nothing to pool, and no copy of it.
     if (sizes == 1).all():
         return values
     count = sizes[:, None].astype(np.float32)

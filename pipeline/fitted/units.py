@@ -162,6 +162,7 @@ class LiveUnits:
         has_features = self.status[start:end] == OK
         _, at = np.unique(unit, return_index=True)
         sizes = np.bincount(unit[has_features], minlength=n)
+        # Units without a readable slice have a row all the same, and no features.
         answered = np.flatnonzero(sizes)
         number = np.cumsum(sizes > 0) - 1
         ids = self.ids[first:stop]

@@ -206,6 +206,7 @@ def _with_interval(
         return interval_on(rules.scales[name], value, error, reach)
     lowest = lowest_percentile(patients)
     low, high = np.nanpercentile(drawn, [lowest, 100 - lowest]).tolist()
+    # Draws of patients know nothing of how folds differ by what they were trained on.
     if rules.folds > 1:
         middle = float(np.nanmean(drawn))
         wider = fold_widening(name, rules.folds)

@@ -108,6 +108,7 @@ def score(
     overall: dict[str, Metric] = {}
     by_label: dict[str, dict[str, Metric]] = {}
     for (name, label), metric in metrics.items():
+        # Metrics are frozen, as answers on file are made of them.
         if name == "auroc" and label in p:
             metric = metric.model_copy(update={"p": p[label]})
         into = by_label.setdefault(label, {}) if label else overall

@@ -127,13 +127,14 @@ KEYS = {
     "fewshot": "c0018e50cad10de5",
     "linear": "e6bc853644afe481",
     # since it says how much each slice counted
-    "attention": "4ddacbb260562c87",
+    "attention": "52586fe5cacf48ab",
     "efficiency": "63f9f3134598d1f7",
     "transformer": "c65ce120c1e3388b",
     "mlp": "97a238a8ed2b1e9e",
     "cox": "73f0e00a53f05508",
     "finetune": "80ab7cd26f2fff65",
-    "lora": "4fb1a5ac7245e188",
+    # since `protocol: paper` trains again on train and val
+    "lora": "fe9a46c8c5b98176",
     "bitfit": "687d2f34a0b58a31",
     "norm": "9d8713ff9076f100",
 }
