@@ -29,7 +29,7 @@ Step = Callable[[str], str]
 _WHOLE = re.compile(r"([+-]?\d+)\.0*", re.ASCII)
 # Of a table that was written with decimal commas; 1,000 would be a thousand.
 _WHOLE_BY_COMMA = re.compile(r"([+-]?\d+),0", re.ASCII)
-_DAY_FIRST = re.compile(r"(\d{1,2})([./-])(\d{1,2})\2(\d{4})(?=$| )", re.ASCII)
+DAY_FIRST = re.compile(r"(\d{1,2})([./-])(\d{1,2})\2(\d{4})(?=$| )", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ def _without_comma_nought(text: str) -> str:
 
 def _day_in_order(text: str) -> str:
     """Return a date, and a time behind it, with the year first; a day that is none stays."""
-    written = _DAY_FIRST.match(text)
+    written = DAY_FIRST.match(text)
     if written is None:
         return text
     day, _, month, year = written.groups()

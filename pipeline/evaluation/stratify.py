@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.annotations.label_file import DAY_FIRST
 from pipeline.annotations.units import Truth, Units
 from pipeline.config.data import SplitKind
 from stores.errors import LabelError
@@ -284,14 +285,23 @@ _NO_DAY = -2
 def _day(date: str) -> int:
     """Return a date as a number YYYYMMDD."""
     written = DATE.fullmatch(date)
-    if written is None:
+    if written is not None:
+        year, month, day = map(int, written.groups())
+        return year * 10_000 + month * 100 + day if _is_day(year, month, day) else _NO_DAY
+    # With the day first: where labels.dates says so, those that are days were turned before.
+    turned = DAY_FIRST.match(date)
+    if turned is None:
         return _NO_DATE
-    year, month, day = map(int, written.groups())
+    first, _, second, last = turned.groups()
+    return _NO_DATE if _is_day(int(last), int(second), int(first)) else _NO_DAY
+
+
+def _is_day(year: int, month: int, day: int) -> bool:
     try:
         datetime.date(year, month, day)
     except ValueError:
-        return _NO_DAY
-    return year * 10_000 + month * 100 + day
+        return False
+    return True
 
 
 # --- by a list -----------------------------------------------------------------------------

@@ -110,8 +110,8 @@ def _copies(source: Source, across: list[set[str]]) -> ReportFinding:
         where = "no split on file has one on two sides"
     exist = count(len(across), "picture exists", "pictures exist")
     text = (
-        f"{exist} under more than one patient: copies leak from "
-        f"train to test however patients are divided. Checked: {where}."
+        f"{exist} under more than one patient: on two sides of a split, copies leak from train to "
+        f"test, though its patients are apart. Checked: {where}."
     )
     return ReportFinding("leakage", "warn" if torn else "note", text)
 
