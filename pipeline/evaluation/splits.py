@@ -243,11 +243,18 @@ def split_new_patients(
     if not is_new.any() or choice.new == "leave-out":
         return None
     if choice.new == "refuse":
+        renamed = (
+            " All are new to it: they were called otherwise when it was dealt, as by another "
+            "labels.patient, or before data.root had names."
+            if is_new.all()
+            else ""
+        )
         raise LabelError(
             f"{len(np.unique(units.groups[is_new]))} of the task's {len(np.unique(units.groups))} "
-            'patients are not in its split. Set split.new: "deal" to deal them to the sides that '
-            'stand, or "leave-out" to leave them out; or delete the split file to deal all '
-            "patients anew (scores are then not comparable with earlier ones)."
+            f'patients are not in its split.{renamed} Set split.new: "deal" to deal them to the '
+            'sides that stand, or "leave-out" to leave them out; or delete the split\'s file, in '
+            "`splits` of the store, to deal all patients anew (scores are then not comparable with "
+            "earlier ones)."
         )
     # Each by his hash alone: whoever comes before or after him, he goes to the same side.
     patients, fold = _folds_by_label(ToSplit(units, keys, None, linked), choice, alone=True)
@@ -311,8 +318,8 @@ def check_column(
         raise LabelError(
             f"The split on file was made of the {choice.kind} of each patient, and that has "
             f"changed since: {what}. {len(moved)} patients moved: {_some(moved)}. Put the column "
-            "back as it was, or delete the split file to divide the patients anew (scores are "
-            "then not comparable with earlier ones)."
+            "back as it was, or delete the split's file, in `splits` of the store, to divide the "
+            "patients anew (scores are then not comparable with earlier ones)."
         )
 
 
