@@ -290,7 +290,7 @@ def _day(date: str) -> int:
         return year * 10_000 + month * 100 + day if _is_day(year, month, day) else _NO_DAY
     # With the day first: where labels.dates says so, those that are days were turned before.
     turned = DAY_FIRST.match(date)
-    if turned is None:
+    if turned is None or turned[2] != ".":  # with other signs, months may come first
         return _NO_DATE
     first, _, second, last = turned.groups()
     return _NO_DATE if _is_day(int(last), int(second), int(first)) else _NO_DAY
