@@ -24,6 +24,8 @@ FREE_BYTES = 2**26
 BYTES_A_BYTE = 2**8
 # What a value takes beside its own bytes: its number in the list of texts, and where it begins.
 _BYTES_A_VALUE = 8
+# What Arrow cannot write a list of texts out as; other tools have such columns.
+_AS = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 
 # Of a page's header, by its numbers in parquet.thrift.
 _UNCOMPRESSED, _COMPRESSED = 2, 3
@@ -42,7 +44,8 @@ class ParquetFile:
         self._about: pq.FileMetaData | None = None
         file = self._open([])
         self.about: pq.FileMetaData = file.metadata
-        self.schema: pa.Schema = file.schema_arrow
+        fields = [field.with_type(_AS.get(field.type, field.type)) for field in file.schema_arrow]
+        self.schema = pa.schema(fields, file.schema_arrow.metadata)
         self._about = self.about
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:

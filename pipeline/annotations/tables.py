@@ -356,7 +356,9 @@ def _parquet(path: Path, names: Sequence[str]) -> TextTable:
         columns = [there[place] for place in _places(path, names, there)]
         table = file.read(list(dict.fromkeys(columns)))
         texts = [_parquet_texts(table.column(column)) for column in columns]
-    except (pa.ArrowException, CorruptStoreError):
+    except CorruptStoreError as error:  # what would take too much memory
+        raise _UnreadError(str(error).removesuffix(".")) from None
+    except pa.ArrowException:
         raise _UnreadError("it is no whole Parquet file, or a column of it is of lists") from None
     return TextTable(dict(zip(names, texts, strict=True)), comma=True)
 

@@ -455,8 +455,9 @@ def test_tables_of_volumes_stay_far_below_the_bound(rows: int) -> None:
     assert table.nbytes < max(parquet_file.BYTES_A_BYTE * len(table_bytes(table)) / 2, 2**20)
 
 
-def test_text_of_another_width_is_read_as_text(store: FeatureStore) -> None:
-    wide = pa.array([f"f{i}" for i in range(20)], pa.large_string())
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view()])
+def test_text_of_another_width_is_read_as_text(store: FeatureStore, kind: pa.DataType) -> None:
+    wide = pa.array([f"f{i}" for i in range(20)], kind)
     put(store, "slices.parquet", parquet(with_values("path", wide)))
     assert store.slices()["path"].to_pylist() == numbered(20)["path"].to_pylist()
     assert store.slices().schema == SLICE_SCHEMA

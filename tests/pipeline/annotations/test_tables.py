@@ -18,6 +18,7 @@ import pytest
 
 from pipeline.annotations.label_file import read_labels
 from pipeline.annotations.labels import label_units
+from pipeline.annotations.tables import read_table
 from pipeline.annotations.units import Units
 from pipeline.config.data import Labels, SplitChoice
 from pipeline.config.tasks import Task
@@ -87,6 +88,22 @@ def test_semicolons_tabs_marks_and_encodings_are_one_table(tmp_path: Path) -> No
         assert table.comma
         notes = ["read as Windows-1252, since line 1 is not UTF-8: save it as CSV UTF-8 to be sure"]
         assert list(table.notes) == (notes if name == "windows.csv" else [])
+
+
+def test_parquet_is_read_whatever_wrote_its_text_and_within_a_bound(tmp_path: Path) -> None:
+    file = tmp_path / "l.parquet"
+    names = pa.array(["a.png", "b.png"] * 50)
+    columns = {
+        "path": names.cast(pa.string_view()),  # polars
+        "sex": names.dictionary_encode(),  # a category of pandas
+        "d.o.b": names.cast(pa.large_string()),
+    }
+    pq.write_table(pa.table(columns), file, row_group_size=10)
+    read = read_table(file, [*columns]).columns
+    assert read == dict.fromkeys(columns, names.to_pylist())
+    pq.write_table(pa.table({"path": ["x" * 2**20] * 2**9}), file, compression="zstd")
+    with pytest.raises(LabelError, match="asks for more than .* bytes of memory"):
+        read_table(file, ["path"])
 
 
 def test_a_workbook_and_parquet_with_timestamps_say_what_a_csv_says(tmp_path: Path) -> None:
