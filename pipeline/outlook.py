@@ -19,7 +19,13 @@ from numpy.typing import NDArray
 from pipeline.annotations.label_file import LabelTable, read_labels
 from pipeline.annotations.label_report import EXAMPLES, JoinReport, join_report
 from pipeline.annotations.labels import label_units
-from pipeline.annotations.mask_matching import absent_files, join, other_suffixes, why_none
+from pipeline.annotations.mask_matching import (
+    absent_files,
+    join,
+    other_suffixes,
+    unjoined,
+    why_none,
+)
 from pipeline.annotations.units import Truth, Units
 from pipeline.backbones.volume_models import VOLUME_NETWORKS
 from pipeline.config.heads import DEFAULT_HEADS, declared
@@ -374,9 +380,8 @@ def _split(
 def _masks(config: Config, name: str, slices: pa.Table, names: Names, *, read: bool) -> MaskOutlook:
     """Return what masks come to; read: whether some are looked into."""
     masks = config.masks[name]
-    if masks.by == "uid":
-        # Every DICOM file would be opened for it.
-        why = "which images they are of stands in their files, which `radprobe segment` reads."
+    why = unjoined(config, masks)
+    if why:
         return MaskOutlook(name, unknown=why)
     try:
         groups = join(config, masks, slices, names)

@@ -41,6 +41,8 @@ _PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
 # How far it may lie off in the plane, in pixels, and how far spacings may differ, as a part.
 _WITHIN = 0.5
 _SPACING = 0.01
+# Of DICOM masks so many are opened before a collection is embedded, to see which images they name.
+_OPENED_AHEAD = 500
 # Of files that are not there so many are looked for by another suffix.
 _LOOKED_FOR = 20
 
@@ -82,6 +84,16 @@ def join(config: Config, masks: Masks, slices: pa.Table, names: Names) -> list[M
         key = (source, series[number] or f"{number}")
         groups.setdefault(key, []).append(number)
     return [MaskedSlices(source, tuple(numbers)) for (source, _), numbers in groups.items()]
+
+
+def unjoined(config: Config, masks: Masks) -> str:
+    """Return why masks are not joined before a collection is embedded; "" where they are."""
+    if masks.by != "uid":
+        return ""
+    n = len(files_below(masks.root or config.data.root))
+    if n <= _OPENED_AHEAD:
+        return ""
+    return f"{n:,} files, too many to be opened now, say themselves which images they are of."
 
 
 def absent_files(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
 import typer
 
 from pipeline.commands.printing import PlainConsole, print_line
 from pipeline.shared.steps import listening_to_steps
+from pipeline.shared.texts import count
 
 # Where no terminal says its width, tables keep their lines whole.
 out = PlainConsole(width=None if sys.stdout.isatty() else 120)
@@ -51,11 +53,16 @@ _LINE_EVERY_S = 60.0
 
 
 class MinuteLines:
-    """How far long work is, on stderr, a line a minute: for logs, which have no bar that moves."""
+    """How far long work is, on stderr, a line a minute: for logs, which have no bar that moves.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    what: the work, which is named where no step of it is known.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, what: str = "") -> None:
         self._clock = clock
-        self._last = clock()
+        self._what = what
+        self._told = ""
+        self._began = self._last = clock()
 
     @property
     def is_due(self) -> bool:
@@ -68,8 +75,44 @@ class MinuteLines:
 
     def tell(self, what: str, done: int, of: int) -> None:
         """Say that so many of something are done, where a line is due."""
+        self._told = f"{what}: {done:,} of {of:,}."
+        self.repeat()
+
+    def repeat(self) -> None:
+        """Say how far it is, where a line is due."""
         if self.is_due:
-            print_line(err, f"{what}: {done:,} of {of:,}.")
+            print_line(err, self.text)
+
+    @property
+    def text(self) -> str:
+        """How far it is, or for how long it has been at work."""
+        return self._told or f"{self._what}: {duration(self._clock() - self._began)} so far."
+
+    @contextmanager
+    def watched(self) -> Iterator[Self]:
+        """Have a line told of each minute of what works within, also while it makes no step."""
+        ended = threading.Event()
+
+        def repeat() -> None:
+            while not ended.wait(_LINE_EVERY_S):
+                self.repeat()
+
+        teller = threading.Thread(target=repeat, daemon=True)
+        teller.start()
+        try:
+            yield self
+        finally:
+            ended.set()
+            teller.join()
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the unit that suits it: 40 seconds, 12 minutes, 3.5 hours."""
+    if seconds < 90:
+        return count(round(seconds), "second")
+    if seconds < 90 * 60:
+        return count(round(seconds / 60), "minute")
+    return f"{seconds / 3600:.2g} hours"
 
 
 @contextmanager
@@ -79,8 +122,10 @@ def busy(what: str) -> Iterator[None]:
     Where stderr is no terminal, a line a minute. Nothing may be printed meanwhile.
     """
     if not err.is_terminal:
-        lines = MinuteLines()
-        with listening_to_steps(lambda steps, done, of: lines.tell(f"{what}, {steps}", done, of)):
+        with (
+            MinuteLines(what=what).watched() as lines,
+            listening_to_steps(lambda steps, done, of: lines.tell(f"{what}, {steps}", done, of)),
+        ):
             yield
         return
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn

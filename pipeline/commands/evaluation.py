@@ -159,7 +159,8 @@ def tune(
 def _steps(title: str) -> Iterator[Callable[[str, int, int], None]]:
     """Show steps and time left of long work; where stderr is no terminal, a line a minute."""
     if not err.is_terminal:
-        yield MinuteLines().tell
+        with MinuteLines(what=title).watched() as lines:
+            yield lines.tell
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as Left

@@ -21,6 +21,7 @@ from pipeline.commands.common import (
     RehashOpt,
     StoreOpt,
     busy,
+    duration,
     err,
     out,
 )
@@ -188,8 +189,8 @@ def _progress() -> Iterator[Progress]:
     from pipeline.extraction.embed import Progress
 
     if not err.is_terminal:
-        lines = _ProgressLines()
-        yield Progress(lines.plan, lines.advance)
+        with _ProgressLines().watched() as lines:
+            yield Progress(lines.plan, lines.advance)
         return
     columns = (
         TextColumn("embed"),
@@ -209,14 +210,12 @@ def _progress() -> Iterator[Progress]:
         yield Progress(lambda total: bars.update(task, total=total, visible=True), advance)
 
 
-class _ProgressLines:
+class _ProgressLines(MinuteLines):
     """How far a run is, on stderr, a line a minute: for logs, which have no bar that moves."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+        super().__init__(clock, "looking at the collection")
         self._total = self._done = 0
-        self._began = clock()
-        self._lines = MinuteLines(clock)
 
     def plan(self, slices: int) -> None:
         """Take the number of slices that are to be embedded."""
@@ -226,15 +225,18 @@ class _ProgressLines:
     def advance(self, slices: int) -> None:
         """Count slices that are done, and print a line where the last is a minute old."""
         self._done += slices
-        if not self._lines.is_due:
-            return
+        self.repeat()
+
+    @property
+    def text(self) -> str:
+        """How far it is, how fast, and how long it will take."""
+        if not self._total:
+            return super().text
         rate = self._done / (self._clock() - self._began)
         left = ""
         if rate:
-            left = f", about {_duration(max(self._total - self._done, 0) / rate)} left"
-        print_line(
-            err, f"Embedded {self._done:,} of {self._total:,} slices, {rate:.2g} slices/s{left}."
-        )
+            left = f", about {duration(max(self._total - self._done, 0) / rate)} left"
+        return f"Embedded {self._done:,} of {self._total:,} slices, {rate:.2g} slices/s{left}."
 
 
 def _print_summary(summary: Summary) -> None:
@@ -285,15 +287,6 @@ def _print_losses(what: str, how: str, counts: Mapping[str, int]) -> None:
         out.print(f"{count(sum(counts.values()), what)} {how}: {each}.", highlight=False)
 
 
-def _duration(seconds: float) -> str:
-    """Return a time in the unit that suits it: 40 seconds, 12 minutes, 3.5 hours."""
-    if seconds < 90:
-        return count(round(seconds), "second")
-    if seconds < 90 * 60:
-        return count(round(seconds / 60), "minute")
-    return f"{seconds / 3600:.2g} hours"
-
-
 def _print_left_out(folders: Mapping[str, int], notes: Sequence[str]) -> None:
     """Print which folders were not searched, and what of the config had no effect."""
     if folders:
@@ -316,7 +309,7 @@ def _print_plan(plan: Plan) -> None:
     pace = "time unknown (`radprobe doctor --bench CONFIG` measures it)"
     if plan.hours is not None:
         by = {"bench": "`radprobe doctor --bench`", "store": "what the store took so far"}
-        pace = f"about {_duration(plan.hours * 3600)} by {by[plan.hours_by]}"
+        pace = f"about {duration(plan.hours * 3600)} by {by[plan.hours_by]}"
     lines = [
         f"{count(plan.slices, 'slice')} in the collection ({modalities or 'none'}).",
         f"The store {plan.store} is {state}. To embed: {count(plan.embed, 'slice')} in "

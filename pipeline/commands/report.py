@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.common import JsonOpt, err, out
+from pipeline.commands.common import JsonOpt, MinuteLines, err, out
 
 if TYPE_CHECKING:
     from pipeline.report.page import Progress
@@ -79,9 +79,10 @@ def report(
 
 @contextmanager
 def _progress() -> Iterator[Progress]:
-    """Say what is being done; silent where stderr is no terminal."""
+    """Say what is being done; where stderr is no terminal, for how long, a line a minute."""
     if not err.is_terminal:
-        yield lambda _: None
+        with MinuteLines(what="report").watched():
+            yield lambda _: None
         return
     with err.status("report") as status:
         yield status.update

@@ -41,12 +41,16 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure with its place on the page. about: what it shows, for the eye and for the ear."""
+    """A figure with its place on the page. about: what it shows, for the eye and for the ear.
+
+    narrow: the same as wide as a telephone, where it has to be drawn otherwise there.
+    """
 
     key: str
     title: str
     about: str
     figure: Figure
+    narrow: Figure | None = None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from pipeline.annotations.levels import LEVELS
 from pipeline.annotations.units import Truth
-from pipeline.config.tasks import Level
 from pipeline.evaluation.metrics.operating import is_called
 from pipeline.evaluation.result_files import (
     predicted_units,
@@ -51,7 +50,7 @@ class Judged:
         truth, proba, fold = read_predictions(path, result)
         called = is_called(proba, read_thresholds(path, result))
         ids = predicted_units(path, result).tolist()
-        rows_of = rows_by_unit(source, result.level, ids)
+        rows_of = rows_by_unit(source, result, ids)
         # Withdrawn slices have no picture and no features any more.
         there = np.array([name in rows_of for name in ids], bool)
         left = [name for name in ids if name in rows_of]
@@ -78,15 +77,22 @@ class Judged:
         )
 
 
-def rows_by_unit(source: Source, level: Level, ids: Sequence[str]) -> dict[str, list[int]]:
-    """Return the rows of the slices with features of each unit, by its name; ids: of the units."""
+def rows_by_unit(source: Source, result: Result, ids: Sequence[str]) -> dict[str, list[int]]:
+    """Return the rows of the slices with features of each unit of an answer, by its name.
+
+    Of the modalities that its task asks about, where the config says. ids: of the units.
+    """
     rows: dict[str, list[int]] = {}
-    named: Iterable[tuple[int, str]] = LEVELS[level].places(source.slices, ids)
-    if level == "patient":  # those of the labels, as in the split
+    named: Iterable[tuple[int, str]] = LEVELS[result.level].places(source.slices, ids)
+    if result.level == "patient":  # those of the labels, as in the split
         named = enumerate(source.patients.tolist())
+    task = source.config.tasks.get(result.task) if source.config else None
+    wanted = task.modality if task else None
+    modality = source.slices["modality"].to_pylist()
     of_place = source.rows.tolist()
     for place, name in named:
-        rows.setdefault(name, []).append(of_place[place])
+        if wanted is None or modality[place] in wanted:
+            rows.setdefault(name, []).append(of_place[place])
     return rows
 
 

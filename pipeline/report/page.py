@@ -185,7 +185,7 @@ def render(
 
     def svg(drawn: Drawn, prefix: str) -> Markup:
         label = f"{drawn.title}. {drawn.about}"
-        return Markup(inline_svg(drawn.figure, f"{prefix}-{drawn.key}", label))
+        return Markup(inline_svg(drawn.figure, f"{prefix}-{drawn.key}", label, drawn.narrow))
 
     lines = tables.lines_of([chapter.source for chapter in chapters])
     networks = tables.networks_of([chapter.source for chapter in chapters])

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipeline.evaluation.result_files import read_units
 from pipeline.report.figures import Drawn, forest
 from pipeline.report.sources import Source
-from pipeline.report.style import LINES, MARKS, SERIES, WIDTH, grid, legend, style
+from pipeline.report.style import LINES, MARKS, NARROW, SERIES, WIDTH, grid, legend, style
 from pipeline.report.wording import METRICS, key_of, spread
 from pipeline.results import Metric, Score, Segmented
 from pipeline.segmentation import pictures
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 SIDE = 160
 SHOWN = {1: ("only",), 2: ("worst", "best"), 3: ("worst", "median", "best")}
 Labels = NDArray[np.uint8]
+Cell = tuple[str, Any]  # what stands below a picture (S, S, 3), and the picture
 
 
 def segmentation_figures(source: Source, task: str) -> Iterator[Drawn]:
@@ -60,7 +61,7 @@ def segmentation_figures(source: Source, task: str) -> Iterator[Drawn]:
             f"The {answers[0].level}s of worst, median and best Dice over all heads, by the slice "
             "with most of the mask; below each, the Dice of the whole. Names may be burned into "
             "the pixels.",
-            drawn,
+            *drawn,
         )
 
 
@@ -136,8 +137,11 @@ def _patients(answer: Segmented, score: Score) -> float:
 # --- overlays ------------------------------------------------------------------------------------
 
 
-def _overlays(source: Source, task: str) -> Figure | None:
-    """Draw three test units by every head; None where the config, files or answers are not here."""
+def _overlays(source: Source, task: str) -> tuple[Figure, Figure] | None:
+    """Draw three test units by every head; None where the config, files or answers are not here.
+
+    A row a unit, and for a telephone a column a unit.
+    """
     config = source.config
     if config is None or task not in config.masks:
         return None
@@ -154,9 +158,8 @@ def _overlays(source: Source, task: str) -> Figure | None:
         log.warning("%s has no overlays: %s", task, error)
         return None
     predicted = {head: read_predicted(cases, head) for head in heads}
-    lines: list[tuple[str, list[tuple[str, Any]]]] = []
-    words = SHOWN[len(units)]
-    for word, unit, row, image in zip(words, units, rows.tolist(), images, strict=True):
+    lines: list[list[Cell]] = []
+    for unit, row, image in zip(units, rows.tolist(), images, strict=True):
         grey = pictures.grey_of(image)
         mask = cases.masks.at_input(row, cases.source.image_size)
         # The image bare, the mask on it, then what each head made of it.
@@ -167,8 +170,16 @@ def _overlays(source: Source, task: str) -> Figure | None:
         for head in heads:
             painted = pictures.painted(grey, predicted[head][row])
             cells.append((f"{dice[head][unit]:.3f}", painted))
-        lines.append((f"{word}\nrow {row}", cells))
-    return _pictures(lines, ["image", "mask", *heads], cases.masks.classes[1:])
+        lines.append(cells)
+    words = SHOWN[len(units)]
+    names = [f"{word}\nrow {row}" for word, row in zip(words, rows.tolist(), strict=True)]
+    titles = ["image", "mask", *heads]
+    classes = cases.masks.classes[1:]
+    columns = [*zip(*lines, strict=True)]
+    return (
+        _pictures(lines, names, titles, classes, WIDTH / max(len(titles), 5)),
+        _pictures(columns, titles, names, classes, NARROW / 3),
+    )
 
 
 def _dice_of(cases: SegmentationCases, head: str) -> dict[int, float]:
@@ -194,14 +205,18 @@ def _worst_median_best(dice: dict[str, dict[int, float]]) -> list[int]:
 
 
 def _pictures(
-    lines: Sequence[tuple[str, list[tuple[str, Any]]]], heads: Sequence[str], classes: Sequence[str]
+    lines: Sequence[Sequence[Cell]],
+    names: Sequence[str],
+    titles: Sequence[str],
+    classes: Sequence[str],
+    side: float,
 ) -> Figure:
-    """Draw rows of pictures (S, S, 3) under the heads' names."""
+    """Draw rows of pictures beside their names, under titles. side: of each, in inches."""
     with style():
-        side = WIDTH / max(len(heads), 5)
-        figure = Figure(figsize=(WIDTH, side * 1.2 * len(lines) + 0.4), layout="constrained")
-        axes = figure.subplots(len(lines), len(heads), squeeze=False)
-        for (name, cells), row in zip(lines, axes, strict=True):
+        size = side * max(len(titles), 2), side * 1.2 * len(lines) + 0.4
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots(len(lines), len(titles), squeeze=False)
+        for name, cells, row in zip(names, lines, axes, strict=True):
             row[0].set_ylabel(name)
             for (below, picture), axis in zip(cells, row, strict=True):
                 # Every pixel of three large overlays by head would be most of the page.
@@ -209,8 +224,8 @@ def _pictures(
                 axis.imshow(picture[::step, ::step], interpolation="none")
                 axis.set(xticks=[], yticks=[], xlabel=below)
                 axis.spines[:].set_visible(False)
-        for name, axis in zip(heads, axes[0], strict=True):
-            axis.set_title(name)
+        for title, axis in zip(titles, axes[0], strict=True):
+            axis.set_title(title)
         colours = pictures.COLOURS[np.arange(len(classes)) % len(pictures.COLOURS)] / 255
         legend(figure, [Patch(color=tuple(colour)) for colour in colours], list(classes))
     return figure

@@ -121,16 +121,19 @@ def _columns(names: int) -> int:
     return min(names, 6)
 
 
-def inline_svg(figure: Figure, key: str, label: str) -> str:
+def inline_svg(figure: Figure, key: str, label: str, narrow: Figure | None = None) -> str:
     """Return a figure for the page: one <svg> element, or one a panel where it is a `grid` of some.
 
     Panels stand side by side where there is room, and one below the other on a telephone, for which
-    `rows` are drawn a second time.
+    `rows` are drawn a second time. narrow: what is shown on a telephone in the place of a figure.
     """
+    on_telephone = None if narrow is None else _saved(narrow, "svg")
     if [axis.get_label() for axis in figure.axes] == [_ROWS]:
+        on_telephone = _narrow(figure)
+    if on_telephone is not None:
         wide = _inline(_saved(figure, "svg"), key, label)
-        narrow = _inline(_narrow(figure), f"{key}-narrow", label)
-        return f'<div class="broad">{wide}</div><div class="narrow">{narrow}</div>'
+        small = _inline(on_telephone, f"{key}-narrow", label)
+        return f'<div class="broad">{wide}</div><div class="narrow">{small}</div>'
     panels = [axis for axis in figure.axes if axis.get_label() == _PANEL]
     if len(panels) < 2:
         return _inline(_saved(figure, "svg"), key, label)

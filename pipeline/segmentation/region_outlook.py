@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.annotations.label_file import LabelTable
-from pipeline.annotations.mask_matching import join, why_none
+from pipeline.annotations.mask_matching import join, unjoined, why_none
 from pipeline.annotations.regions import INDEX_SCHEMA, Regions, slices_of_regions
 from pipeline.config.regions import Boxes
 from pipeline.config.root import Config
@@ -35,10 +35,9 @@ def regions_ahead(
         index = _index_of_boxes(config, config.boxes[task.region.name], slices)
         return table, slices_of_regions(slices, Regions(Path(), index), structures)
     masks = config.masks[task.region.masks]
-    if masks.by == "uid":
-        raise LabelError(
-            "which images the masks are of stands in their files, which `radprobe regions` reads."
-        )
+    why = unjoined(config, masks)
+    if why:
+        raise LabelError(f"of its masks {why}")
     groups = join(config, masks, slices, names)
     numbers = sorted(number for group in groups for number in group.numbers)
     if not numbers:

@@ -19,7 +19,7 @@ from pipeline.extraction.embed import Speed
 from pipeline.extraction.plan import plan
 from pipeline.extraction.sync import Look
 from pipeline.outlook import Outlook, outlook_of
-from tests.phantoms import volume, write_png, write_series
+from tests.phantoms import volume, write_png, write_series, write_structures
 from tests.pipeline.models import write_tiny_folder
 
 PATIENTS = 30
@@ -255,6 +255,44 @@ def test_masks_are_looked_into_for_values_and_sizes(tmp_path: Path) -> None:
     outlook = with_masks(tmp_path, masks)
     assert outlook.lines()[-1] == "Masks lung: none looked at shows 'heart'."
     assert outlook.answerable
+
+
+def test_masks_that_name_their_images_are_joined_by_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = write_series(tmp_path / "data/p1", volume())
+    square = np.array([[4, 4], [12, 4], [12, 12], [4, 12]], float)
+    write_structures(tmp_path / "rt/p1.dcm", files, {"GTV": {0: [square]}, "BODY": {0: [square]}})
+    config = tmp_path / "my.yaml"
+
+    def lines_of(**masks: Any) -> list[str]:
+        settings = {
+            "data": {"root": "data"},
+            "backbone": {"name": "dinov2_vits14", "image_size": 28, "weights": "random:0"},
+            "outputs": {"keep": ["cls", "patch"]},
+            "store": "store",
+            "masks": {"tumour": {"by": "uid", "root": "rt", **masks}},
+            "segment": {"knn": {"method": "knn"}},
+        }
+        config.write_text(yaml.safe_dump(settings))
+        return look_ahead(config).lines()[1:]
+
+    joined = f"Masks tumour: {len(files)} of {len(files)} slices have a mask."
+    assert lines_of(values={"GTV": "tumour"}) == [
+        joined,
+        "Masks tumour: 1 of 1 mask looked at, values and sizes fit.",
+    ]
+    assert lines_of(values={"GTV-1": "tumour"}) == [
+        joined,
+        "Masks tumour: 1 of 1 mask looked at, 1 cannot be used: it has 2 structures, and none of "
+        "'GTV-1' (1).",
+    ]
+    (refused,) = lines_of(values="tumour", root="data")
+    assert "no DICOM segmentation or structure set" in refused
+    monkeypatch.setattr("pipeline.annotations.mask_matching._OPENED_AHEAD", 0)
+    assert lines_of(values="tumour") == [
+        "Masks tumour: 1 files, too many to be opened now, say themselves which images they are of."
+    ]
 
 
 def test_patterns_of_masks_that_find_nothing_are_named(tmp_path: Path) -> None:

@@ -350,6 +350,10 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
             ask(file, slices({}), modality=("CR", word))
     with pytest.raises(LabelError, match=r"No slice has a modality of \['MR'\].*'CR'"):
         ask(file, slices({}), modality=("MR",))
+    of_two = slices({}, {"modality": "MR"})
+    meant = r"1 rows of .*l.csv' join slices, none of them of modality MR. Correct the task's mod"
+    with pytest.raises(LabelError, match=meant):
+        ask(file, of_two, modality=("MR",))
 
 
 def test_paths_of_another_folder_are_told_by_the_prefix_that_would_join(tmp_path: Path) -> None:

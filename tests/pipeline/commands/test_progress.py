@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from typer.testing import CliRunner
 from pipeline.cli import app
 from pipeline.commands import common
 from pipeline.commands import extract as command
-from pipeline.commands.extract import _duration, _print_plan, _ProgressLines
+from pipeline.commands.common import duration
+from pipeline.commands.extract import _print_plan, _ProgressLines
 from pipeline.commands.printing import PlainConsole
 from pipeline.config.loading import load_config
 from pipeline.extraction.plan import plan
@@ -21,13 +23,15 @@ from pipeline.inference.telemetry import bottleneck
 from pipeline.recipe import Architecture, Recipe
 from pipeline.shared.steps import report_epoch
 from tests.phantoms import volume, write_png
+from tests.waiting import until
 
 
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the lines that are printed."""
     lines: list[str] = []
-    monkeypatch.setattr(command, "print_line", lambda _, text, style=None: lines.append(text))
+    for module in (common, command):
+        monkeypatch.setattr(module, "print_line", lambda _, text, style=None: lines.append(text))
     monkeypatch.setattr(command, "print_lines", lambda _, texts: lines.extend(texts))
     return lines
 
@@ -59,6 +63,25 @@ def test_a_log_has_a_line_a_minute_of_whatever_works(monkeypatch: pytest.MonkeyP
     ]
 
 
+def test_a_log_tells_of_what_makes_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As searching and copying, and what is between two steps for long."""
+    shown = io.StringIO()
+    monkeypatch.setattr(common, "err", PlainConsole(file=shown, width=80))
+    monkeypatch.setattr(common, "_LINE_EVERY_S", 0.02)
+
+    with common.busy("copying"):
+        until(lambda: "copying: 0 seconds so far." in shown.getvalue().splitlines())
+    with common.busy("fitting"):
+        report_epoch(2, 5)
+        until(lambda: "fitting, epochs: 2 of 5." in shown.getvalue().splitlines())
+    told = shown.getvalue()
+    time.sleep(0.1)
+    assert shown.getvalue() == told
+    now = iter([0.0, 181.0, 181.0])
+    common.MinuteLines(lambda: next(now), "copying").repeat()
+    assert shown.getvalue().removeprefix(told) == "copying: 3 minutes so far.\n"
+
+
 def test_without_a_terminal_a_line_a_minute_says_how_far_a_run_is(said: list[str]) -> None:
     now = [0.0]
     lines = _ProgressLines(lambda: now[0])
@@ -73,7 +96,7 @@ def test_without_a_terminal_a_line_a_minute_says_how_far_a_run_is(said: list[str
 
 
 def test_a_time_is_told_in_the_unit_that_suits_it() -> None:
-    times = [_duration(seconds) for seconds in (1, 40, 115.2, 3600, 36_000)]
+    times = [duration(seconds) for seconds in (1, 40, 115.2, 3600, 36_000)]
     assert times == ["1 second", "40 seconds", "2 minutes", "60 minutes", "10 hours"]
 
 

@@ -36,6 +36,7 @@ from pipeline.report.cases import task_cases
 from pipeline.report.comparison import compare_sources, linear_cka, mutual_overlap
 from pipeline.report.figures import task_figures
 from pipeline.report.findings import findings
+from pipeline.report.judged import Judged
 from pipeline.report.page import Written, write_report
 from pipeline.report.pictures import pictures
 from pipeline.report.segmented import segmentation_figures
@@ -271,6 +272,26 @@ def test_neighbours_are_of_other_patients_by_the_label_table(tmp_path: Path) -> 
     assert take_stock(source).patients == 4
 
 
+def test_a_patient_is_shown_by_slices_that_the_task_asks_about(tmp_path: Path) -> None:
+    """Not by the chest X-ray that lies between those of his CT, which no head was asked about."""
+    n = 60
+    who = [f"p{i // 3}" for i in range(n)]
+    slices = [{"patient": who[i], "modality": ("CT", "DX", "MR")[i % 3]} for i in range(n)]
+    cls = np.random.default_rng(0).standard_normal((n, 4, 8))
+    make_store(tmp_path / "store", cls, slices)
+    sick = [i // 3 % 2 for i in range(n)]
+    write_csv(tmp_path / "labels.csv", path=[f"f{i}.png" for i in range(n)], sick=sick)
+    task = {"labels": ["sick"], "level": "patient", "modality": ["MR"]}
+    config = {"data": {"root": "."}, "store": "store", "labels": {"file": "labels.csv"}}
+    (tmp_path / "my.yaml").write_text(yaml.safe_dump(config | {"tasks": {"sick": task}}))
+    evaluate(load_config(tmp_path / "my.yaml"), ["knn"])
+    (source,) = open_sources([tmp_path / "my.yaml"])
+    judged = Judged.of(source, source.results["sick", "knn"])
+    assert judged is not None
+    assert all(row % 3 == 2 for rows in judged.rows for row in rows)
+    assert {len(rows) for rows in judged.rows} == {1}
+
+
 # --- words --------------------------------------------------------------------------------------
 
 
@@ -423,6 +444,17 @@ def test_every_figure_is_a_file(config: Path, tmp_path: Path) -> None:
         assert ET.parse(tmp_path / f"f/{stem}.svg").getroot().tag.endswith("svg")
         with Image.open(tmp_path / f"f/{stem}.png") as image:
             assert np.asarray(image.convert("L")).std() > 1
+
+
+def test_a_star_marks_what_val_chose_and_of_shots_none(config: Path) -> None:
+    (source,) = open_sources([config])
+    (drawn,) = [each for each in task_figures(source, "sick") if each.title == "By setting"]
+    stars = {}
+    for axis in drawn.figure.axes:
+        lines = [line for line in axis.lines if line.get_marker() == "*"]
+        stars[axis.get_title(loc="left")] = [list(line.get_xdata()) for line in lines]
+    chosen = source.results["sick", "knn"].main_score.setting["k"]
+    assert stars == {"kNN": [[chosen]], "Few-shot": []}
 
 
 def test_stores_side_by_side(config: Path, other: Path, tmp_path: Path) -> None:
@@ -850,7 +882,7 @@ def test_segmentations_in_a_browser(browser: Any, segmented: Written) -> None:
     for tab in tab_of(browser, segmented):
         figures = tab.locator(".task figure")
         assert figures.locator("h3").all_inner_texts() == ["By structure", "Few shots", "Overlays"]
-        pictures = figures.last.locator("svg image")
+        pictures = figures.last.locator("svg image:visible")
         assert pictures.count() == 2 + 2  # one volume tests; image, mask and two heads
         box = pictures.first.bounding_box()
         assert min(box["width"], box["height"]) > 100
@@ -861,3 +893,8 @@ def test_segmentations_in_a_browser(browser: Any, segmented: Written) -> None:
         assert tab.locator("#scores tbody tr:visible").count() == 1
         found = axe.Axe().run(tab).response["violations"]
         assert [(v["id"], v["nodes"][0]["html"][:120]) for v in found] == []
+        # On a telephone a column a volume, as wide as the page: nothing is scrolled to.
+        tab.set_viewport_size({"width": 390, "height": 800})
+        assert pictures.count() == 2 + 2
+        wider = "all => all.filter(each => each.scrollWidth > each.clientWidth + 1).length"
+        assert figures.evaluate_all(wider) == 0
