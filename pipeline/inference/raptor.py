@@ -1,9 +1,9 @@
 """Raptor: volumes through a network of slices, along three planes, with nothing trained.
 
-An et al., arXiv 2507.08254, section 3: the patch tokens of all slices of a plane are averaged at
-each place of the grid, and the average is projected onto random directions. With `seed` 0 these are
-the ones that the authors' own script draws. Otherwise than theirs, what a slice is scaled and
-resized by is the recipe's, as for slices alone; the paper's tensor has no CLS tokens, nor has this.
+An et al., arXiv 2507.08254: the patch tokens of all slices of a plane are averaged at each place of
+the grid, and the average is projected onto random directions. With `seed` 0 these are those that
+the authors' own script draws. Otherwise than there, what a slice is scaled, turned and resized by
+is the recipe's, as for slices alone; and the CLS token, there one more place, is left out.
 
 Dims: n slices of a plane, S x S of a network's input, g x g patches of d features, K projections.
 """
