@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.annotations.units import Truth, names_of_slices
+from pipeline.annotations.levels import LEVELS
+from pipeline.annotations.units import Truth
 from pipeline.config.tasks import Level
 from pipeline.evaluation.metrics.operating import is_called
 from pipeline.evaluation.result_files import (
@@ -80,7 +81,7 @@ class Judged:
 def rows_by_unit(source: Source, level: Level, ids: Sequence[str]) -> dict[str, list[int]]:
     """Return the rows of the slices with features of each unit, by its name; ids: of the units."""
     rows: dict[str, list[int]] = {}
-    named: Iterable[tuple[int, str]] = names_of_slices(source.slices, level, ids)
+    named: Iterable[tuple[int, str]] = LEVELS[level].places(source.slices, ids)
     if level == "patient":  # those of the labels, as in the split
         named = enumerate(source.patients.tolist())
     of_place = source.rows.tolist()
