@@ -14,7 +14,7 @@ import io
 import re
 import unicodedata
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -299,16 +299,17 @@ def _excel(path: Path, names: Sequence[str]) -> TextTable:
 def _sheet_of(path: Path, names: Sequence[str], sheets: Iterable[Any]) -> TextTable:
     headers: list[list[str]] = []
     for number, sheet in enumerate(sheets, 1):
-        rows = _filled_rows(sheet)
-        header = next(rows, [])
-        if not all(places_of(name, header) for name in names):
-            headers.append(header)
-            continue
-        places = _places(path, names, header)
-        columns: list[list[str]] = [[] for _ in names]
-        for row in rows:
-            for place, column in zip(places, columns, strict=True):
-                column.append(row[place] if place < len(row) else "")
+        # The file is closed only once no rows are on their way out of it.
+        with contextlib.closing(_filled_rows(sheet)) as rows:
+            header = next(rows, [])
+            if not all(places_of(name, header) for name in names):
+                headers.append(header)
+                continue
+            places = _places(path, names, header)
+            columns: list[list[str]] = [[] for _ in names]
+            for row in rows:
+                for place, column in zip(places, columns, strict=True):
+                    column.append(row[place] if place < len(row) else "")
         notes = (f"read from sheet {number}, the first that has the columns",) if headers else ()
         return TextTable(dict(zip(names, columns, strict=True)), comma=True, notes=notes)
     # Refused in the words of the sheet that has most of them.
@@ -319,7 +320,7 @@ def _sheet_of(path: Path, names: Sequence[str], sheets: Iterable[Any]) -> TextTa
     raise AssertionError("a sheet that has all columns was passed over")
 
 
-def _filled_rows(sheet: Any) -> Iterator[list[str]]:
+def _filled_rows(sheet: Any) -> Generator[list[str]]:
     """Yield the rows of a sheet that have anything in them, as text."""
     sheet.reset_dimensions()  # some programs write a size that is none
     for row in sheet.iter_rows():
