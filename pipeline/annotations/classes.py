@@ -139,7 +139,8 @@ def _refuse_one_value(values: int, task: Task, empty: Sequence[str]) -> None:
     if values < 2:
         raise LabelError(
             f"The labels {list(task.labels)} must have at least two values among the slices with "
-            f"features. Got {values} instead{''.join(f'; {note}' for note in empty)}."
+            f"features. Got {values} instead{''.join(f'; {note}' for note in empty)}. Where an "
+            "empty cell means no, write `missing: zero` into the task."
         )
 
 

@@ -77,7 +77,8 @@ def apply_policies(table: LabelTable, task: Task, *, either_way: bool = False) -
         empty += empty_notes(raw[nothing], name)
         texts = raw.copy()
         texts[nothing] = None
-        meaning = truths(raw[~nothing], several=len(task.labels) > 1)
+        ticked = _missing(table, task) == "zero"
+        meaning = truths(raw[~nothing], several=len(task.labels) > 1, ticked=ticked)
         if task.values == "number":
             texts, of_numbers = _numbers(table, name, nothing)
             notes += of_numbers
@@ -94,7 +95,7 @@ def apply_policies(table: LabelTable, task: Task, *, either_way: bool = False) -
             notes += spelling_notes(table.written.get(name, raw), texts)
             notes += _doubts(texts[~nothing], raw[nothing], name, task, refuse=not either_way)
         # A finding's empty cells are zeros by now: what is still empty cannot be made one.
-        if _missing(table, task) == "zero" and not is_text(texts[nothing]).all():
+        if ticked and not is_text(texts[nothing]).all():
             raise LabelError(
                 f"Missing values can count as 0 only in a column of zeros and ones. Column "
                 f"{name!r} has {len(set(texts[~nothing]))} other values and "

@@ -25,6 +25,8 @@ _ZEROS_AND_ONES = {"0": "0", "false": "0", "1": "1", "true": "1"}
 _TRUTHS = {**_ZEROS_AND_ONES, "no": "0", "nein": "0", "yes": "1", "ja": "1"}
 # One letter may stand for other things as well (f and m), where not all of a column are truths.
 _LETTERS = {"n": "0", "f": "0", "y": "1", "j": "1", "t": "1"}
+# What a table is ticked with, where an empty cell is a no.
+_TICKS = dict.fromkeys(("x", "✓", "✔", "☒"), "1")
 _SIGNS = {
     **dict.fromkeys(("negative", "negativ", "neg", "absent"), "0"),
     **dict.fromkeys(("positive", "positiv", "pos", "present"), "1"),
@@ -137,14 +139,16 @@ def _with_rows(rows: Mapping[str, int]) -> str:
 # --- yes and no ----------------------------------------------------------------------------
 
 
-def truths(texts: NDArray[Any], *, several: bool) -> dict[str, str]:
+def truths(texts: NDArray[Any], *, several: bool, ticked: bool = False) -> dict[str, str]:
     """Return what the texts (n,) of a column of zeros and ones mean, "0" or "1", by `plain`.
 
     Nothing where it is none: it holds 0, 1, true and false, and -1 beside them; or yes and no in
     several notations, such as 0, no, 1 and yes. several: of a column of several labels, where each
-    is one of zeros and ones.
+    is one of zeros and ones. ticked: whether an empty cell is a no, so that a cross alone is a yes.
     """
     values = {plain(text) for text in set(texts)} - {UNCERTAIN}
+    if ticked and values and values <= set(_TICKS):
+        return _TICKS
     if several or values <= set(_ZEROS_AND_ONES):
         return _ZEROS_AND_ONES
     words = _TRUTHS | _LETTERS

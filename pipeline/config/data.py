@@ -163,7 +163,8 @@ class Labels(Frozen):
     patient: the column that names each row's patient, for files whose headers do not. headers:
     whether that column and the headers must agree on which slices are one patient's, or the headers
     are wrong. uncertain: what -1 means in a column of zeros and ones ("zero" is U-Zeros of Irvin et
-    al., arXiv 1901.07031); missing: what an empty cell means; empty: what is written, in any case,
+    al., arXiv 1901.07031); missing: what an empty cell means; where it means 0, a cross (x) in a
+    column of nothing else means 1; empty: what is written, in any case,
     in a cell that holds nothing: a class that is called NA is taken out of this list. dates: how
     days are written that do not begin with the year, such as 3.4.2024; 3/4/2024 and 3-4-2024 are
     too. root: the column that says under which name of data.root a row's path, or id, is.

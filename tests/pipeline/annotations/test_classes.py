@@ -113,6 +113,16 @@ def test_numbers_that_are_written_in_several_ways_are_one_and_that_is_said(tmp_p
     assert ask(tmp_path, ["1.0", "0.0", "1.0", ""]).notes == ()
 
 
+def test_crosses_are_yes_where_an_empty_cell_is_no(tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match=r"Got 1 instead.*write `missing: zero` into the task"):
+        ask(tmp_path, ["x", "", "X", ""])
+    units = ask(tmp_path, ["x", "", "X", ""], missing="zero")
+    assert units.classes == ("0", "1")
+    assert units.y.tolist() == [1, 0, 1, 0]
+    with pytest.raises(LabelError, match="Missing values can count as 0 only"):
+        ask(tmp_path, ["x", "", "high", ""], missing="zero")
+
+
 def test_a_class_of_one_patient_among_many_may_be_a_typing_error(tmp_path: Path) -> None:
     units = ask(tmp_path, ["0", "1"] * 12 + ["2"])
     assert units.notes == ("class '2' has 1 unit of 1 patient: a typing error?",)
