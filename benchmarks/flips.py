@@ -116,12 +116,14 @@ def main() -> None:
             after = used(config)
             same = all(np.array_equal(after[what], value) for what, value in before.items())
             outcomes["mended"] += same and verify(store.path).sound
+            seconds = time.perf_counter() - started
+            # After each, since whoever runs out of time wants to know of those that were tried.
+            print(
+                f"of {number + 1}: numbers changed {outcomes['changed']}, "
+                f"found {outcomes['found']}, mended {outcomes['mended']}, {seconds:.0f} s",
+                flush=True,
+            )
         print(dict(hits))
-        seconds = time.perf_counter() - started
-        print(
-            f"of {args.flips}: numbers changed {outcomes['changed']}, found {outcomes['found']}, "
-            f"mended {outcomes['mended']}, {seconds:.0f} s"
-        )
         shutil.rmtree(store.path)
 
 

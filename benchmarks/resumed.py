@@ -78,7 +78,7 @@ SOON: dict[str, dict[str, Any]] = {
     "knn": {"k": [1, 5]},
     "probe": {"steps": 5},
     "linear": {"epochs": 2},
-    "fewshot": {"shots": [1, 2]},
+    "fewshot": {},
     **dict.fromkeys(TUNED, _TUNED_SOON),
     "segment": {"epochs": 1, "learning_rates": [1e-2], "batch_size": 8},
     "unet": {"size": "small"},
@@ -96,6 +96,8 @@ def papers_settings(sets: Iterable[str]) -> dict[str, Any]:
         if "shots" in options and setting["method"] == "segment":
             options |= {"shots": [1], "draws": 1}
         setting.pop("image_size", None)
+        if options.get("size") == "small":
+            setting["image_size"] = 2 * SIZE  # else nothing is left at its narrowest
         if "datasets" in setting:
             setting["datasets"] = [name for name in setting["datasets"] if name in sets]
     return dict(settings)

@@ -17,9 +17,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -28,16 +29,16 @@ from numpy.typing import NDArray
 from pipeline import evaluate as _evaluate
 from pipeline import extract as _extract
 from pipeline.config import loading as _loading
-from pipeline.config.heads import DEFAULT_HEADS
+from pipeline.config.heads import DEFAULT_HEADS, method_names
 from pipeline.config.methods import Method
 from pipeline.config.root import Config
-from pipeline.config.tasks import COLUMNS, FeatureSet
+from pipeline.config.tasks import COLUMNS, FeatureSet, SliceFeatures
 from pipeline.extraction.embed import Speed
 from pipeline.extraction.same_store import check_store
 from pipeline.results import Result
 from pipeline.shared.pseudonyms import Names
 from stores import FeatureStore
-from stores.errors import PartsFailedError
+from stores.errors import ConfigError, PartsFailedError
 from stores.export import Selection, live_slices
 
 if TYPE_CHECKING:
@@ -84,6 +85,16 @@ def _config(config: AnyConfig) -> Config:
     )
 
 
+def _check_one_of(what: str, given: str, known: Sequence[str]) -> None:
+    """Raise ConfigError for a word that is none of those known."""
+    if given in known:
+        return
+    near = get_close_matches(given, known, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    choices = ", ".join(known) or "none, since it has none"
+    raise ConfigError(f"{what} must be one of: {choices}. Got {given!r} instead.{hint}")
+
+
 def _store(store: AnyConfig) -> str:
     """Return where a store is: it itself, or that of a config or of its file."""
     if isinstance(store, Config):
@@ -125,11 +136,14 @@ def extract(config: AnyConfig, speed: Speed = Speed()) -> Summary:  # noqa: B008
 def evaluate(config: AnyConfig, methods: Sequence[Method] = DEFAULT_HEADS) -> list[Result]:
     """Answer the config's tasks from its store, as `radprobe evaluate` does.
 
-    Raises UnansweredError, which has the other answers, where some tasks cannot be answered.
+    Raises UnansweredError, which has the other answers, where some tasks cannot be answered, and
+    ConfigError for a method that there is not.
     """
     from pipeline.segmentation.regions import update_regions
 
     read = _config(config)
+    for name in methods:
+        _check_one_of("A method", name, method_names())
     check_store(read)
     update_regions(read)
     return list(_evaluate.evaluate(read, methods))
@@ -156,7 +170,6 @@ class TaskData(NamedTuple):
         part that has no units.
         """
         from pipeline.evaluation.batches import batches_of
-        from stores.errors import ConfigError
 
         absent = sorted({*parts} - {*self.part.tolist()})
         if absent or not parts:
@@ -173,22 +186,21 @@ def data(config: AnyConfig, task: str, features: FeatureSet = "cls+mean") -> Tas
 
     features: cls, cls+mean, cls4, cls4+mean or volume; of regions, what their task pools. The
     split is the one on file, or it is dealt and filed. Raises ConfigError where there is no such
-    task, RecipeMismatchError where another recipe made the store, StoreNotFoundError, LabelError.
+    task, and for other features, RecipeMismatchError where another recipe made the store,
+    StoreNotFoundError, LabelError.
     """
     from pipeline.evaluation.pooling import read_features
     from pipeline.evaluation.questions import cases_of
     from pipeline.segmentation.regions import update_regions
-    from stores.errors import ConfigError
 
     read = _config(config)
-    if task not in read.tasks:
-        known = ", ".join(read.tasks) or "none"
-        raise ConfigError(f"The config has no task {task!r}. It has: {known}.")
+    _check_one_of("A task of this config", task, tuple(read.tasks))
     if COLUMNS in features:
         raise ConfigError(
             f"Columns become numbers by what train says of them, and stand in no array. Got "
             f"features {features!r}; ask for those without columns."
         )
+    _check_one_of("Features", features, (*get_args(SliceFeatures), "volume"))
     check_store(read)
     # What heads are fitted on elsewhere is not of this store.
     one = read.model_copy(update={"tasks": {task: read.tasks[task]}, "fit_on": None})

@@ -7,8 +7,9 @@ the other. Nothing is written.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -26,10 +27,13 @@ from pipeline.annotations.mask_matching import (
     why_none,
 )
 from pipeline.annotations.units import Truth, Units
+from pipeline.backbones.volume_models import VOLUME_NETWORKS
+from pipeline.config.heads import DEFAULT_HEADS, declared
 from pipeline.config.root import Config
-from pipeline.config.tasks import Task
-from pipeline.evaluation.cases import keys_of_units, split_texts
+from pipeline.config.tasks import FeatureSet, SliceFeatures, Task
+from pipeline.evaluation.cases import features_alone, keys_of_units, split_texts
 from pipeline.evaluation.failures import Failures
+from pipeline.evaluation.pooling import are_kept, outputs_of
 from pipeline.evaluation.questions import tables_of, with_policies
 from pipeline.evaluation.splits import (
     Split,
@@ -406,9 +410,9 @@ def _masks(config: Config, name: str, slices: pa.Table, names: Names, *, read: b
 
 def _not_kept(config: Config) -> Sequence[str]:
     """Return what the config asks of features that the store would not have."""
+    notes = list(_not_kept_for_heads(config))
     if "patch" in config.outputs.keep:
-        return ()
-    notes = []
+        return notes
     keep = ", ".join([*config.outputs.keep, "patch"])
     if config.segment:
         notes.append(
@@ -421,3 +425,37 @@ def _not_kept(config: Config) -> Sequence[str]:
             f"[{keep}]}}`, or no task of regions can be answered."
         )
     return notes
+
+
+def _not_kept_for_heads(config: Config) -> Iterator[str]:
+    """Yield what the heads of `evaluate` see of whole slices and the store would not have."""
+    outputs = config.outputs
+    if "volume" in outputs.keep or config.backbone.name in VOLUME_NETWORKS:
+        return
+    of_slices = [task for task in config.tasks.values() if task.region is None]
+    of_survival = {task.time is not None for task in of_slices}
+    lacking: dict[FeatureSet, list[str]] = {}
+    for method in DEFAULT_HEADS:
+        head = declared(method)
+        if ("survival" in head.kinds) not in of_survival:
+            continue
+        features = features_alone(config.settings_of(head).features)
+        if not are_kept(features, outputs.keep, outputs.blocks):
+            lacking.setdefault(features, []).append(method)
+    for features, methods in lacking.items():
+        missing = [name for name in outputs_of(features) if name not in outputs.keep]
+        keep = ", ".join([*outputs.keep, *missing])
+        kept = next(
+            (
+                each
+                for each in get_args(SliceFeatures)
+                if are_kept(each, outputs.keep, outputs.blocks)
+            ),
+            None,
+        )
+        instead = f", or e.g. `{methods[0]}: {{features: {kept}}}`" if kept else ""
+        how = f"`outputs: {{keep: [{keep}]}}`" if missing else "`outputs: {blocks: 4}`"
+        yield (
+            f"Nothing is answered by {' and '.join(methods)}, of {features}, which is not kept: "
+            f"write {how}{instead}."
+        )

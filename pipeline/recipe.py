@@ -10,10 +10,12 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from pipeline.shared.frozen import Frozen
 from pipeline.types import Plane
+from stores.contents import RECIPE
+from stores.errors import CorruptStoreError
 
 if TYPE_CHECKING:
     import torch
@@ -538,10 +540,10 @@ class Recipe(Frozen):
     def from_text(cls, text: str) -> Recipe:
         """Return the recipe that a store has the text of, `canonical` as it was in its time."""
         content = json.loads(text)
-        preprocess = content.get("preprocess", {})
         # Before there was a choice, pixels were shifted whatever the rule made of it.
-        if preprocess.get("view") == "shift":
-            preprocess.setdefault("shift", "pixels")
+        match content:
+            case {"preprocess": {"view": "shift", **others}} if "shift" not in others:
+                content["preprocess"]["shift"] = "pixels"
         return cls.model_validate(content)
 
     def canonical(self) -> str:
@@ -588,9 +590,18 @@ class BatchFeatures:
 def recipe_of(store: FeatureStore) -> Recipe:
     """Return the recipe of a store, whose text is parsed once however often it is asked for.
 
-    Raises pydantic's ValidationError where it is of another version, or of imported features.
+    Raises CorruptStoreError where it is of another version, or was never a recipe.
     """
-    return _parsed(store.recipe_text)
+    try:
+        return _parsed(store.recipe_text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "all of it"
+        raise CorruptStoreError(
+            f"{store.path / RECIPE} is no recipe of this version of radprobe: {key}: "
+            f"{first['msg']}. Use the version that made the store, or take the store from where it "
+            "came, again."
+        ) from None
 
 
 @functools.lru_cache(maxsize=16)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt
 
 from pipeline.config.methods import Method
 from pipeline.config.regions import RegionFeatures
@@ -49,9 +49,9 @@ class Metric(Frozen):
 class Bin(Frozen):
     """Units of similar probability: its mean, and the share of them that it came true for."""
 
-    predicted: float
-    observed: float
-    units: int
+    predicted: FiniteFloat
+    observed: FiniteFloat
+    units: PositiveInt
 
 
 class Subgroup(Frozen):
@@ -60,9 +60,9 @@ class Subgroup(Frozen):
     Where one patient alone stands on a side, what ranks the sides has no interval.
     """
 
-    units: int
-    patients: int
-    positives: dict[str, int] = Field(default_factory=dict)
+    units: NonNegativeInt
+    patients: NonNegativeInt
+    positives: dict[str, NonNegativeInt] = Field(default_factory=dict)
     metrics: dict[str, Metric]
 
 
@@ -118,10 +118,10 @@ class Difference(Frozen):
 class PartCount(Frozen):
     """How much stands on one side of the split; positives, unknown: units a class or label."""
 
-    units: int
-    patients: int
-    positives: dict[str, int]
-    unknown: dict[str, int] = Field(default_factory=dict)
+    units: NonNegativeInt
+    patients: NonNegativeInt
+    positives: dict[str, NonNegativeInt]
+    unknown: dict[str, NonNegativeInt] = Field(default_factory=dict)
 
 
 class Positive(Frozen):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import segment
+from pipeline.annotations.levels import LEVELS
 from pipeline.backbones.weights import SAFETENSORS
 from pipeline.config.heads import TUNED
 from pipeline.config.methods import Method
@@ -66,7 +67,7 @@ def tune(
             compute = functools.partial(_compute_labels, cases, method, path, options)
             find = functools.partial(answer, cases, method, compute)
             with failures.of(cases.name):
-                _refuse_regions(cases)
+                _refuse_parts(cases)
                 _refuse_survival(cases)
                 results.append(_with_networks(cases.store, find, path))
     if results:
@@ -75,12 +76,12 @@ def tune(
     return results
 
 
-def _refuse_regions(cases: Cases) -> None:
+def _refuse_parts(cases: Cases) -> None:
     """Raise ConfigError for cases that are no whole images: the network would see these."""
-    if cases.task.region is not None:
+    if not LEVELS[cases.task.level].is_whole:
         raise ConfigError(
-            f"{cases.name}: a network is tuned on whole images, and its cases are regions. Tune on "
-            "their crops, which `radprobe crops` writes, or ask heads by `radprobe evaluate`."
+            f"{cases.name}: a network is tuned on whole images; its cases are {cases.task.level}s. "
+            "Tune on their crops, by `radprobe crops`, or ask heads by `radprobe evaluate`."
         )
 
 

@@ -46,6 +46,7 @@ def build(
     group = zarr.create_group(root / FEATURES, zarr_format=3, attributes=attributes)
     for name, spec in specs.items():
         _create_array(group, name, spec, layout)
+    # All that the manifest vouches for from the first moment on; features come under receipts.
     files = {
         RECIPE: recipe_text.encode(),
         SLICES: table_bytes(SLICE_SCHEMA.empty_table()),
@@ -56,6 +57,7 @@ def build(
         (root / name).write_bytes(data)
     for path in sorted((root / FEATURES).rglob("zarr.json")):
         files[path.relative_to(root).as_posix()] = path.read_bytes()
+    # Last: a folder without a manifest is no store.
     manifest.begin(root, files)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fnmatch
 import hashlib
 import itertools
 import json
@@ -59,6 +60,7 @@ _TROUBLE = {
 
 # Nothing is at a path; a file stands in the place of its folder; a link leads to itself.
 _NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+_DENIED = (errno.EACCES, errno.EPERM)
 # What sockets, and devices that are not there, are refused with.
 _NO_FILES = (errno.ENXIO, errno.ENODEV)
 # What a link is refused with where there are none at all.
@@ -210,15 +212,39 @@ def status_of(path: Path | str) -> os.stat_result | None:
         raise
 
 
+def entries_of(folder: Path) -> list[os.DirEntry[str]]:
+    """Return what is in a folder; nothing where there is none.
+
+    Raises CorruptStoreError where it may not be looked into: what is not seen is not nothing.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        if error.errno in _NOWHERE:
+            return []
+        if error.errno not in _DENIED:
+            raise
+        raise CorruptStoreError(
+            f"The folder {folder} may not be looked into: permission is denied, so that nobody "
+            "knows what it holds. Make it readable for you (`chmod u+rx`), or ask whose it is."
+        ) from None
+
+
 def files_in(folder: Path, pattern: str) -> list[Path]:
-    """Return what is in a folder under names that fit, sorted: nothing that is being written."""
-    return sorted(path for path in folder.glob(pattern) if not path.name.startswith(TEMPORARY))
+    """Return what is in a folder under names that fit, sorted: nothing that is being written.
+
+    Raises CorruptStoreError as `entries_of` does.
+    """
+    names = [entry.name for entry in entries_of(folder) if not entry.name.startswith(TEMPORARY)]
+    return sorted(folder / name for name in fnmatch.filter(names, pattern))
 
 
 def below(folder: Path) -> Iterator[Path]:
     """Yield all that is below a folder, at any depth; links as such. Nothing where there is none.
 
-    Raises CorruptStoreError where folders are nested deeper than those of a store.
+    Raises CorruptStoreError where folders are nested deeper than those of a store, and where one
+    may not be looked into.
     """
     pending = [(folder, 0)]
     while pending:
@@ -229,11 +255,7 @@ def below(folder: Path) -> Iterator[Path]:
                 f"Below {str(top)!r} folders lie more than {MOST_NESTED} deep in each other, which "
                 "no store has. Remove them (`rm -r`), or take the store from where it came, again."
             )
-        try:
-            entries = list(os.scandir(place))
-        except (FileNotFoundError, NotADirectoryError, PermissionError):
-            continue  # gone meanwhile, or not to be looked into
-        for entry in entries:
+        for entry in entries_of(place):
             path = place / entry.name
             if entry.is_dir(follow_symlinks=False):
                 pending.append((path, depth + 1))

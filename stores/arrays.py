@@ -191,6 +191,7 @@ class StoredArray:
                 f"The receipt of {self.root / chunk.name} has checksums of {len(crcs)} rows; the "
                 f"chunk has {self.chunk_rows}. {REPAIR}"
             )
+        # As bytes: the checksums are of these, whatever the dtype.
         view = out.reshape(len(out), -1).view(np.uint8)
         size = self.row_bytes
         within = rows - chunk.start
@@ -251,6 +252,7 @@ class StoredArray:
         crcs: the checksums of a chunk's rows, without which the chunk is read whole.
         """
         out = self.aligned(len(rows))
+        # Chunk by chunk: each is opened and checked once, however the rows are mixed.
         order = np.argsort(rows, kind="stable")
         chunk_numbers = rows[order] // self.chunk_rows
         breaks = np.flatnonzero(np.diff(chunk_numbers)) + 1

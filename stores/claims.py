@@ -19,6 +19,7 @@ from pathlib import Path
 
 from stores._disk import (
     TEMPORARY,
+    files_in,
     hard_link,
     read_file,
     sweep_temporaries,
@@ -136,7 +137,7 @@ def holders(folder: Path) -> dict[str, Holder]:
     living: dict[str, Holder] = {}
     now = time.time()
     # Of a stem's claims the highest number comes last, and counts.
-    for path in sorted(filter(_is_claim, folder.glob("*.claim.*")), key=_split):
+    for path in sorted(filter(_is_claim, files_in(folder, "*.claim.*")), key=_split):
         with contextlib.suppress(FileNotFoundError):  # given back meanwhile
             process = _read(path) or {}
             beat = path.lstat().st_mtime
@@ -150,7 +151,7 @@ def holders(folder: Path) -> dict[str, Holder]:
 
 def stems(folder: Path) -> set[str]:
     """Return what is claimed, or was by processes that died."""
-    return {_split(path)[0] for path in folder.glob("*.claim.*") if _is_claim(path)}
+    return {_split(path)[0] for path in files_in(folder, "*.claim.*") if _is_claim(path)}
 
 
 def dead(path: Path) -> bool:

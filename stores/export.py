@@ -97,10 +97,14 @@ def export_npy(store: FeatureStore, out: Path, which: Selection, written: list[P
     table_file = out.with_suffix(".parquet")
     with aside(out, written) as path, aside(table_file, written) as table:
         _write_parquet(table, [slices], slices.schema.with_metadata({SEAL: _seal(slices)}))
-        # On disk, not in memory: the features of a large store do not fit.
-        values = np.lib.format.open_memmap(path, "w+", which.dtype(store), shape)
-        _fill(values, batches(store, which, rows))
-        values.flush()
+        # Piece by piece, since the features of a large store do not fit in memory, and by no map of
+        # the file: where the disk takes no more, that ends the process.
+        with path.open("xb") as disk:
+            dtype = which.dtype(store)
+            about = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(disk, about)
+            for piece in batches(store, which, rows):
+                disk.write(np.ascontiguousarray(piece, dtype).data)
     return len(rows)
 
 
@@ -172,7 +176,8 @@ def _write_h5(
     import h5py
 
     rows = row_numbers(slices)
-    with aside(out, written) as path, h5py.File(path, "w") as file:
+    # To a file of Python's: where the disk takes no more, HDF5's own ends the process as it closes.
+    with aside(out, written) as path, path.open("x+b") as disk, h5py.File(disk, "w") as file:
         names = [name for name in _COLUMNS if name in _SEALED]
         seal = _seal(slices.select(names))
         file.attrs.update({"recipe": store.recipe_text, "array": which.array, SEAL: seal})

@@ -41,6 +41,7 @@ from stores._build import build
 from stores._disk import (
     TEMPORARY,
     below,
+    files_in,
     make_folder,
     sha256,
     sweep_temporaries,
@@ -92,7 +93,6 @@ from stores.slices import (
     SLICE_SCHEMA,
     TableFile,
     Tables,
-    completed,
     end_of,
     is_withdrawn,
     row_numbers,
@@ -221,7 +221,7 @@ class FeatureStore:
         """Return one array. Raises KeyError naming those there are."""
         arrays = self.arrays
         if name not in arrays:
-            names = ", ".join(sorted(arrays))
+            names = ", ".join(sorted(arrays.keys() - LEDGER.keys()))
             raise KeyError(f"The store {self.path} has no array {name!r}. It has: {names}.")
         return arrays[name]
 
@@ -267,8 +267,15 @@ class FeatureStore:
         return rows
 
     def _checked_rows(self, slices: pa.Table) -> Rows:
-        """Return (n,) the rows of slices. Raises CorruptStoreError where the arrays lack one."""
+        """Return (n,) the rows of slices, ascending.
+
+        Raises CorruptStoreError where they do not ascend, or the arrays lack one.
+        """
         rows = row_numbers(slices)
+        if (np.diff(rows) <= 0).any():
+            raise CorruptStoreError(
+                f"{self.path / SLICES} has rows that are not in ascending order. {REPAIR}"
+            )
         if rows.size and (rows.min() < 0 or rows.max() >= self.n_rows):
             raise CorruptStoreError(
                 f"{self.path / SLICES} has the rows {rows.min()} to {rows.max()}, and the arrays "
@@ -280,9 +287,7 @@ class FeatureStore:
         """Return both tables and the withdrawn patients, of one moment; nothing is kept."""
         while True:  # until nobody replaced one of them while the others were read
             seen = manifest.version(self.path)
-            slices = completed(self.slice_file.read(), SLICE_SCHEMA)
-            files = completed(self.files(), FILE_SCHEMA)
-            tables = Tables(slices, files, self.withdrawn, seen)
+            tables = Tables(self.slice_file.read(), self.files(), self.withdrawn, seen)
             if manifest.version(self.path) == seen:
                 return tables
 
@@ -690,7 +695,7 @@ class FeatureStore:
         """
         digest = hashlib.sha256(self.digest.encode())
         digest.update(manifest.digests(self.path)[SLICES].encode())
-        for path in sorted((self.path / PARTS).glob("[0-9]*.json")):
+        for path in files_in(self.path / PARTS, "[0-9]*.json"):
             index = part_of(path.name)
             if index is None:
                 continue

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from stores._disk import MOST_TABLE_BYTES, read_checked
 from stores.errors import CorruptStoreError
+from stores.parquet_file import ParquetFile
 
 # Whether a type is that of a column, such as `pyarrow.types.is_string`.
 Kind = Callable[[pa.DataType], bool]
@@ -23,11 +24,9 @@ def read_filed_table(path: Path, kinds: Mapping[str, Kind] = MappingProxyType({}
     Raises FileNotFoundError, and CorruptStoreError where it does not fit, or is no table of whole
     text with these columns: whoever made the store may have made the checksum too.
     """
-    import pyarrow.parquet as pq  # where a table is read: an answer on file needs none
-
     data = read_checked(path, MOST_TABLE_BYTES)
     try:
-        table = pq.read_table(pa.BufferReader(data))
+        table = ParquetFile(data).read()
         table.validate(full=True)
     except (pa.ArrowException, OSError) as error:
         raise CorruptStoreError(f"{path} is no table: {error}") from None

@@ -10,6 +10,7 @@ from pathlib import Path
 from stores import manifest
 from stores._disk import (
     below,
+    entries_of,
     link_new,
     remove_folder,
     status_of,
@@ -146,7 +147,8 @@ class LocalFolder:
     def clear(self, folder: str) -> None:
         """Remove all that is in a folder of the store, which stays."""
         place = inside(self.folder, folder)
-        for path in place.glob("*"):
+        for entry in entries_of(place):
+            path = place / entry.name
             # A link goes, and what it leads to stays.
             if path.is_dir() and not path.is_symlink():
                 remove_folder(path)

@@ -39,6 +39,7 @@ def member(file: Any, name: str) -> Any | None:
         step = steps.popleft()
         if not step:
             continue
+        # The link and not what it leads to: to look at that would be to open it.
         link = item.get(step, getlink=True) if isinstance(item, h5py.Group) else None
         match link:
             case None:
@@ -49,6 +50,7 @@ def member(file: Any, name: str) -> Any | None:
                 links += 1
                 if links > _MOST_LINKS:
                     raise UnreadableError("unsupported", f"{name!r} is a link without an end")
+                # Step by step, as each part of its path may be a link again.
                 if link.path.startswith("/"):
                     item = file
                 steps.extendleft(reversed(link.path.split("/")))

@@ -22,6 +22,7 @@ from stores._disk import (
     MOST_TABLE_BYTES,
     TEMPORARY,
     below,
+    entries_of,
     file_sha256,
     is_digest,
     make_folder,
@@ -197,7 +198,8 @@ def unnamed_copies(root: Path) -> list[str]:
     expected = set(digests(root).values())
     folder = inside(root, COPIES)
     unnamed = []
-    for path in folder.glob("*"):
+    for entry in entries_of(folder):
+        path = folder / entry.name
         being_written = path.name.startswith(TEMPORARY)
         is_file = path.is_file() or path.is_symlink()
         if is_file and not being_written and path.name not in expected:

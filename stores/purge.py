@@ -24,10 +24,13 @@ import pyarrow.compute as pc
 
 from stores._disk import (
     CHECKSUM,
+    MOST_TABLE_BYTES,
     TEMPORARY,
     below,
+    entries_of,
     files_in,
     read_checked,
+    read_file,
     remove_folder,
     sync_folders,
     write_checked,
@@ -38,6 +41,7 @@ from stores.errors import ConfigError, CorruptStoreError, StaleTablesError, as_c
 from stores.features import FeatureStore
 from stores.filed_tables import read_filed_table
 from stores.layout import PartRange
+from stores.parquet_file import ParquetFile
 from stores.receipt import notes_without
 from stores.slices import SLICE_SCHEMA, Tables, as_table, row_numbers, where, with_column
 from stores.split_files import names_any, text_without
@@ -212,9 +216,9 @@ def drop_derived(store: FeatureStore, patients: Collection[str]) -> dict[str, in
                 store.storage.clear(folder.name)
                 if count:
                     removed[folder.name] = count
-        for path in (store.path / RUNS).glob("*/"):  # networks that are learning from the patient
-            if not path.is_symlink():  # what a link leads to is not the store's
-                remove_folder(path)
+        for entry in entries_of(store.path / RUNS):  # networks that are learning from the patient
+            if entry.is_dir(follow_symlinks=False):  # what a link leads to is not the store's
+                remove_folder(store.path / RUNS / entry.name)
         sync_folders([store.path / RUNS])
         changed = sum(1 for _ in _rewrite_splits(store, patients))
         if changed:
@@ -354,11 +358,9 @@ def _names_patient(path: Path, patients: Collection[str]) -> bool:
         return names_any(path.read_text("utf-8", errors="replace"), patients)
     if path.suffix != ".parquet":
         return False
-    import pyarrow.parquet as pq
-
     try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError):  # damaged: found by its checksum
+        table = ParquetFile(read_file(path, MOST_TABLE_BYTES)).read()
+    except (CorruptStoreError, pa.ArrowException, OSError):  # damaged: found by its checksum
         return False
     names = pa.array(sorted(patients), pa.string())
     for column in table.columns:

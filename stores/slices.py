@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,10 +19,8 @@ import pyarrow as pa
 from stores._types import Mask, Rows
 from stores.contents import SLICES
 from stores.errors import CorruptStoreError, as_corrupt
+from stores.parquet_file import ParquetFile
 from stores.withdrawn import Withdrawn
-
-if TYPE_CHECKING:
-    import pyarrow.parquet as pq
 
 # Rows that are decoded at a time, where a table is not read as a whole.
 _GROUP_ROWS = 2**13
@@ -194,27 +192,21 @@ class TableFile:
 
         schema: SLICE_SCHEMA or FILE_SCHEMA, against which the columns are held.
         """
-        self._data = pa.py_buffer(data)
-        self._about: pq.FileMetaData | None = None
         with _readable():
-            file = self._file()
-            self._about = file.metadata
-            columns = file.schema_arrow
+            self._file = ParquetFile(data)
         # Nothing is decoded that would not stand in memory beside what it was decoded from.
         if self.rows > _ROWS_A_BYTE * len(data):
             raise CorruptStoreError(
                 f"A table of the store has {self.rows} rows in {len(data)} bytes, which no table "
                 "of a collection has."
             )
-        self._schema = schema or columns
-        self._lacking = set(self._schema.names) - set(columns.names)
-        _check_columns(columns, self._schema)
+        self._schema = schema or self._file.schema
+        _check_columns(self._file.schema, self._schema)
 
     @property
     def rows(self) -> int:
         """How many rows the table has."""
-        assert self._about is not None
-        return int(self._about.num_rows)
+        return int(self._file.about.num_rows)
 
     @cached_property
     def table(self) -> pa.Table:
@@ -226,50 +218,57 @@ class TableFile:
 
         What a table of a version before lacks of those is null.
         """
+        wanted = self._schema.names if columns is None else columns
         with _readable():
-            table = _complete(self._file().read(columns, use_threads=False))
-        return self._filled(table, self._schema.names if columns is None else columns)
-
-    def _filled(self, table: pa.Table, columns: Sequence[str]) -> pa.Table:
-        """Return what was read of some columns, with those that the file lacks, null."""
-        for name in self._lacking.intersection(columns):
-            field = self._schema.field(name)
-            table = table.append_column(field, pa.nulls(len(table), field.type))
-        return table
+            return self._completed(self._file.read(wanted), wanted)
 
     def between(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Yield the rows of a slice table numbered from start to before stop, piece by piece.
 
         columns: those to read, `row` among them.
         """
-        first_group = int(np.searchsorted(self._last, start))
-        for group in range(first_group, len(self._last)):
+        groups = self._file.groups(columns, first=int(np.searchsorted(self._last, start)))
+        while True:
             with _readable():
-                piece = _complete(self._file().read_row_group(group, columns, use_threads=False))
-            piece = self._filled(piece, columns)
+                piece = next(groups, None)
+                if piece is None:
+                    return
+                piece = self._completed(piece, columns)
             rows = piece["row"].to_numpy()
+            if not rows.size:
+                continue
             if rows[0] >= stop:
                 return
             first, last = np.searchsorted(rows, (start, stop))
             yield piece.slice(first, last - first)
 
+    def _completed(self, table: pa.Table, columns: Sequence[str]) -> pa.Table:
+        """Return columns of what was read, as the schema has them; null those that the file lacks.
+
+        Raises CorruptStoreError where a row has no number, ArrowException where text is no
+        UTF-8, or a value does not fit.
+        """
+        table.validate(full=True)
+        for name in _NEEDED:
+            if name in table.column_names and table[name].null_count:
+                raise CorruptStoreError(f"A table of the store has rows without {name!r}.")
+        values = []
+        fields = [self._schema.field(name) for name in columns]
+        for field in fields:
+            place = table.schema.get_field_index(field.name)
+            nothing = pa.chunked_array([pa.nulls(len(table), field.type)])
+            values.append(nothing if place < 0 else table.column(place).cast(field.type))
+        return pa.table(values, schema=pa.schema(fields, table.schema.metadata))
+
     @cached_property
     def _last(self) -> Rows:
         """The last row of each group of rows, which ascend."""
-        assert self._about is not None
-        groups = map(self._about.row_group, range(self._about.num_row_groups))
+        about = self._file.about
+        groups = map(about.row_group, range(about.num_row_groups))
         column = SLICE_SCHEMA.get_field_index("row")
         with as_corrupt(SLICES):
             last = [group.column(column).statistics.max for group in groups if group.num_rows]
             return np.array(last, np.int64)
-
-    def _file(self) -> pq.ParquetFile:
-        # Without Arrow's threads, here and above: a process that ends soon after may be aborted by
-        # them (apache/arrow #34314).
-        import pyarrow.parquet as pq  # where a table is read: an answer on file needs none
-
-        reader = pa.BufferReader(self._data)
-        return pq.ParquetFile(reader, metadata=self._about, page_checksum_verification=True)
 
 
 def _check_columns(columns: pa.Schema, schema: pa.Schema) -> None:
@@ -296,32 +295,6 @@ def _kind_of(dtype: pa.DataType) -> str:
         if is_kind(dtype):
             return kind
     return str(dtype.id)
-
-
-def _complete(table: pa.Table) -> pa.Table:
-    """Return a table as it was read.
-
-    Raises CorruptStoreError where a row has no number, ArrowInvalid where text is no UTF-8.
-    """
-    table.validate(full=True)
-    for name in _NEEDED:
-        if name in table.column_names and table[name].null_count:
-            raise CorruptStoreError(f"A table of the store has rows without {name!r}.")
-    return table
-
-
-def completed(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Return a table with every column of a schema, as that has them: null where it has none.
-
-    Tables of versions before lack some. Raises CorruptStoreError where a value does not fit.
-    """
-    columns = []
-    with _readable():
-        for field in schema:
-            place = table.schema.get_field_index(field.name)
-            nothing = pa.chunked_array([pa.nulls(len(table), field.type)])
-            columns.append(nothing if place < 0 else table.column(place).cast(field.type))
-    return pa.table(columns, schema=schema.with_metadata(table.schema.metadata))
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from stores._disk import (
     CHECKSUM,
     TEMPORARY,
     file_sha256,
+    files_in,
     fits_checksum,
     is_orphan,
     unseal,
@@ -124,8 +125,8 @@ def verify(path: Path | str) -> Report:
         report.findings.append(Finding("manifest", MANIFEST, str(error)))
         return report  # nothing else can be judged without it
     report.findings += _tables(store)
-    _parts(store, report)
     try:
+        _parts(store, report)
         report.findings += _files(store)
         report.findings += _files_of_purged(store)
     except CorruptStoreError as error:  # what lies there cannot even be listed
@@ -256,9 +257,6 @@ def _manifest_files(root: Path) -> Iterator[Finding]:
 def _tables(store: FeatureStore) -> Iterator[Finding]:
     """Check the slice table against itself and the arrays, and name the parts still to come."""
     rows = row_numbers(store.slices())
-    ascending = (np.diff(rows, prepend=-1) > 0).all()  # from 0 on
-    if not ascending:
-        yield Finding("table", SLICES, "its rows are not ascending")
     outside = sum(not is_below(path) for path in _paths(store))
     if outside:
         yield Finding("table", SLICES, f"{outside} of its paths lead out of the collection")
@@ -283,12 +281,11 @@ def _paths(store: FeatureStore) -> Iterator[str]:
 
 def _parts(store: FeatureStore, report: Report) -> None:
     """Check every receipt, and the part it vouches for."""
-    # A table whose rows do not ascend is damaged, and its parts are looked at all the same.
-    rows = np.sort(row_numbers(store.slices()))
-    live = np.sort(store.live_rows())
-    purged = np.sort(purged_rows(store))
+    rows = row_numbers(store.slices())
+    live = store.live_rows()
+    purged = purged_rows(store)
     norms: list[_Norms] = []
-    for path in sorted((store.path / PARTS).glob("*.json")):
+    for path in files_in(store.path / PARTS, "*.json"):
         index = part_of(path.name)
         if index is None:
             continue  # listed as foreign
@@ -385,20 +382,20 @@ def _status(part: PartRange, status: Bytes, here: _RowsHere) -> Iterator[Finding
 def _withdrawn(part: PartRange, arrays: dict[str, Values], here: _RowsHere) -> Iterator[Finding]:
     """Tell the withdrawn rows of a part that hold anything; of purged ones, it is damage."""
     # A digest alone tells whose the slice was, too.
-    holds = ~np.isin(arrays["status"], (VOID, WITHDRAWN))
-    for name in ("file_digest", "pixel_digest"):
-        holds |= arrays[name].any(axis=1)
-    filled = np.flatnonzero(holds) + part.start
+    digests = arrays["file_digest"].any(axis=1) | arrays["pixel_digest"].any(axis=1)
+    filled = np.flatnonzero(digests | ~np.isin(arrays["status"], (VOID, WITHDRAWN))) + part.start
     of_purged = np.intersect1d(filled, here.purged)
     if len(of_purged):
         detail = (
             f"{len(of_purged)} rows of purged patients hold something (first: {_few(of_purged)})"
         )
         yield Finding("purged", f"part {part.index}", detail)
+    # A file that vanished before it was read left none, and is no more than a status.
+    holding = np.flatnonzero(digests | (arrays["status"] == OK)) + part.start
     others = np.union1d(here.live, here.purged)
-    withdrawn = np.setdiff1d(np.intersect1d(filled, here.all), others)
+    withdrawn = np.setdiff1d(np.intersect1d(holding, here.all), others)
     if len(withdrawn):
-        detail = f"{len(withdrawn)} withdrawn rows hold numbers until they are purged"
+        detail = f"{len(withdrawn)} withdrawn rows hold numbers or digests until they are purged"
         yield Finding("withdrawn", f"part {part.index}", f"{detail} (first: {_few(withdrawn)})")
 
 
@@ -497,7 +494,7 @@ def _files_of_purged(store: FeatureStore) -> Iterator[Finding]:
 def _accounted(store: FeatureStore) -> set[str]:
     """Return the names of the files that the manifest or a receipt answers for."""
     names = manifest.names(store.path)
-    for path in (store.path / PARTS).glob("*.json"):
+    for path in files_in(store.path / PARTS, "*.json"):
         index = part_of(path.name)
         if index is not None:
             names.add(f"{PARTS}/{path.name}")

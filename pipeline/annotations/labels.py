@@ -34,10 +34,11 @@ from pipeline.annotations.label_join import (
 )
 from pipeline.annotations.label_join import matched as matched
 from pipeline.annotations.label_values import LabelValues, apply_policies
+from pipeline.annotations.levels import LEVELS
 from pipeline.annotations.patients import rows_of_withdrawn
 from pipeline.annotations.spellings import is_empty, merged_spellings
 from pipeline.annotations.texts import is_number, is_text
-from pipeline.annotations.units import Units, column_of_level, has_unit, places_along
+from pipeline.annotations.units import Units, places_along
 from pipeline.config.modalities import modality_code
 from pipeline.config.root import Config
 from pipeline.config.tasks import Level, Task
@@ -89,7 +90,7 @@ class _Labelled:
             rows=slices["row"].to_numpy(),
             paths=column_texts(slices, "path"),
             headers=column_texts(slices, "patient"),
-            ids=column_texts(slices, column_of_level(level)),
+            ids=column_texts(slices, LEVELS[level].column),
             status=status,
             label=label,
         )
@@ -227,7 +228,7 @@ def _join(
     label = label_rows(table, keys, slices)
     of_slice = status[slices["row"].to_numpy()]
     is_live = of_slice != WITHDRAWN
-    is_wanted = is_live & _has_modality(slices, task) & has_unit(slices, task.level)
+    is_wanted = is_live & _has_modality(slices, task) & LEVELS[task.level].has_unit(slices)
     is_joined = is_wanted & (label >= 0)
     # A label row of a slice of another modality has joined, though the task has no use for it.
     joined_keys = {keys[i] for i in np.unique(label[is_live & (label >= 0)]).tolist()}

@@ -245,7 +245,7 @@ def match(path: Path, slices: Sequence[SliceRow], config: Config, names: Names) 
     plane = config.preprocess.plane
     file = inspect(path, plane)
     if file.is_drawn:
-        images = _headers(config.data.root, slices, plane)
+        images = headers_of(config.data.root, slices, plane)
         return Matched(tuple(range(len(images))), plane, tuple(images))
     if file.instances:
         numbers = _by_instance(file, slices, config, names)
@@ -255,7 +255,7 @@ def match(path: Path, slices: Sequence[SliceRow], config: Config, names: Names) 
         _check_shape(file.headers[0], slices[0])
         return Matched((0,), plane)
     # From here on the images' own headers are needed: their files are opened.
-    images = _headers(config.data.root, slices, plane)
+    images = headers_of(config.data.root, slices, plane)
     if any(header.position_mm is None for header in file.headers):
         return Matched(_in_order(file, slices), plane)
     if any(header.position_mm is None for header in images):
@@ -282,8 +282,11 @@ def _in_any_cut(path: Path, file: MaskFile, images: Sequence[Header], plane: Pla
     raise faults[0]
 
 
-def _headers(root: Path, slices: Sequence[SliceRow], plane: Plane) -> list[Header]:
-    """Return the header of each slice, read from its file, each file once."""
+def headers_of(root: Path, slices: Sequence[SliceRow], plane: Plane) -> list[Header]:
+    """Return the header of each slice, read from its file, each file once.
+
+    Raises UnreadableError for one that is not there, or cannot be read.
+    """
 
     @functools.cache
     def by_frame(path: str) -> dict[int, Header]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.annotations.unit_level import UnitLevel
 from pipeline.config.regions import RegionChoice
 from pipeline.config.root import Config
 from pipeline.shared.texts import file_name
@@ -70,6 +72,8 @@ def index_path(config: Config, choice: RegionChoice) -> Path:
     source = config.masks[choice.name] if of_masks else config.boxes[choice.name]
     settings = {
         "contract": CONTRACT,
+        # In their order, which sorted keys lose: coverages are kept by it.
+        **({"classes": config.masks[choice.name].classes} if of_masks else {}),
         "masks" if of_masks else "boxes": source.model_dump(mode="json", exclude={"tolerance"}),
         "geometry": config.preprocess.model_dump(mode="json", include={"plane", "aspect", "crop"}),
     }
@@ -233,3 +237,38 @@ def region_of(name: str) -> tuple[str, str]:
 def crop_file(row: int, structure: str, coverage: str) -> str:
     """Return the name of the crop of a piece, which is another once that covers something else."""
     return f"{row}-{file_name(structure)}-{coverage[:12]}.npy"
+
+
+# --- as a level ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RegionLevel(UnitLevel):
+    """The level of tasks whose units are regions, by the column of `slices_of_regions`."""
+
+    column: str = REGION
+
+    @property
+    def is_whole(self) -> bool:
+        """A slice shows several regions, or none."""
+        return False
+
+    def has_unit(self, slices: pa.Table) -> NDArray[np.bool_]:
+        """Return (m,) which slices show a region."""
+        return np.array([name is not None for name in slices[REGION].to_pylist()], bool)
+
+    def places(self, slices: pa.Table, ids: Iterable[str]) -> Iterator[tuple[int, str]]:
+        """Yield places of a slice table and each region that lies in its image or volume."""
+        places: dict[str, list[int]] = {}
+        for place, (row, series) in enumerate(
+            zip(slices["row"].to_pylist(), slices["series"].to_pylist(), strict=True)
+        ):
+            for whole in (str(row), series or ""):
+                places.setdefault(whole, []).append(place)
+        for name in ids:
+            for place in places.get(region_of(name)[0], ()):
+                yield place, name
+
+    def part(self, name: str) -> str | None:
+        """Return the structure that a region is of."""
+        return region_of(name)[1]

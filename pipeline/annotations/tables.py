@@ -22,7 +22,8 @@ from typing import Any, TextIO
 import pyarrow as pa
 
 from pipeline.shared.spreadsheets import unquoted_cell
-from stores.errors import LabelError
+from stores.errors import CorruptStoreError, LabelError
+from stores.parquet_file import ParquetFile
 
 # Commas first: where another separator finds no more columns, it is the separator.
 SEPARATORS = (",", ";", "\t", "|")
@@ -349,14 +350,13 @@ def _excel_text(cell: Any) -> str:
 
 
 def _parquet(path: Path, names: Sequence[str]) -> TextTable:
-    import pyarrow.parquet as pq
-
     try:
-        there = pq.read_schema(path).names
+        file = ParquetFile(pa.memory_map(str(path)).read_buffer())
+        there = file.schema.names
         columns = [there[place] for place in _places(path, names, there)]
-        table = pq.read_table(path, columns=list(dict.fromkeys(columns)))
+        table = file.read(list(dict.fromkeys(columns)))
         texts = [_parquet_texts(table.column(column)) for column in columns]
-    except pa.ArrowException:
+    except (pa.ArrowException, CorruptStoreError):
         raise _UnreadError("it is no whole Parquet file, or a column of it is of lists") from None
     return TextTable(dict(zip(names, texts, strict=True)), comma=True)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.annotations.regions import REGION, region_of
-from pipeline.config.tasks import Kind, Level, Pool
+from pipeline.annotations.levels import column_of_parts
+from pipeline.config.tasks import Kind, Pool
 from pipeline.results import Tally
 from pipeline.shared.arrays import numbers_of
 
@@ -154,12 +154,13 @@ class Units(Truth):
     def places_in(self, slices: pa.Table) -> NDArray[np.int64]:
         """Return (m,) where each slice of the units stands in a slice table, in order of its rows.
 
-        In one of regions, where a slice stands once for each of its own, that of its unit.
+        In one of regions, where a slice stands once for each that it has, that of its unit.
         """
         rows = slices["row"].to_numpy()
-        if REGION not in slices.column_names:
+        column = column_of_parts(slices)
+        if column is None:
             return np.searchsorted(rows, self.rows)
-        names = slices[REGION].to_pylist()
+        names = slices[column].to_pylist()
         place = {pair: i for i, pair in enumerate(zip(rows.tolist(), names, strict=True))}
         of_units = zip(self.rows.tolist(), self.ids[self.unit].tolist(), strict=True)
         return np.array([place[pair] for pair in of_units], np.int64)
@@ -187,31 +188,6 @@ class Units(Truth):
         first = np.concatenate([[0], np.cumsum(counts)])
         # Stable, so that places ascend within each unit.
         return Bags(np.argsort(self.unit, kind="stable"), first)
-
-
-def column_of_level(level: Level) -> str:
-    """Return the column of a slice table that names the units of a level."""
-    return "row" if level == "image" else level
-
-
-def has_unit(slices: pa.Table, level: Level) -> NDArray[np.bool_]:
-    """Return (m,) which slices are of a unit at all: of regions those alone that show one."""
-    if level != REGION:
-        return np.ones(len(slices), bool)
-    return np.array([name is not None for name in slices[REGION].to_pylist()], bool)
-
-
-def unit_names(slices: pa.Table, level: Level) -> NDArray[np.str_]:
-    """Return (m,) the unit of each slice of a slice table, without labels: its row number or id.
-
-    A file without a series, study or patient is its own.
-    """
-    names = []
-    for name, path in zip(
-        slices[column_of_level(level)].to_pylist(), slices["path"].to_pylist(), strict=True
-    ):
-        names.append(str(path if name is None else name))
-    return np.array(names, np.str_)
 
 
 def places_along(slices: pa.Table) -> NDArray[np.float64]:
@@ -276,27 +252,6 @@ class SliceWeights:
             ),
             weight=np.concatenate([weights.weight for weights, _ in each]),
         )
-
-
-def names_of_slices(
-    slices: pa.Table, level: Level, ids: Iterable[str]
-) -> Iterator[tuple[int, str]]:
-    """Yield places of a slice table and the unit that each is of, of units that were answered.
-
-    ids: theirs, which tell of regions in which image or volume each lies: a slice is of several.
-    """
-    if level != REGION:
-        yield from enumerate(unit_names(slices, level).tolist())
-        return
-    places: dict[str, list[int]] = {}
-    for place, (row, series) in enumerate(
-        zip(slices["row"].to_pylist(), slices["series"].to_pylist(), strict=True)
-    ):
-        for whole in (str(row), series or ""):
-            places.setdefault(whole, []).append(place)
-    for name in ids:
-        for place in places.get(region_of(name)[0], ()):
-            yield place, name
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -482,10 +482,10 @@ def _answers_of(path: Path) -> tuple[Path, Results]:
 
 def _level(name: str) -> Level:
     """Return a level of whole images by name. Raises ConfigError for another word."""
-    from pipeline.config.tasks import Level
+    from pipeline.annotations.levels import LEVELS
 
-    known: tuple[Level, ...] = tuple(each for each in get_args(Level) if each != "region")
-    return _one_of(known, "--level", name)
+    whole = tuple(name for name, level in LEVELS.items() if level.is_whole)
+    return _one_of(whole, "--level", name)
 
 
 def _method(name: str) -> Method:

@@ -23,6 +23,7 @@ _TRAINING: dict[str, Any] = {
     "patience": 10,
     "batch": 128,
     "augment": "paper",
+    "refit": "train+val",
 }
 
 # preset -> block of a config -> its settings

@@ -23,14 +23,15 @@ class Boxes(Frozen):
     its image, or of the file or folder of its volume. structure: the column that says what is in
     it; unset, each is called box. unit: of the columns x0 and x1 (across), y0 and y1 (down) and, of
     volumes, z0 and z1 (from slice to slice, in the order of their rows): voxels, counted from 0, or
-    mm; both from the outside of the first voxel, and neither in coordinates of the patient. A pixel
-    is in a box where its middle is.
+    mm, both from the outside of the first voxel; or mm in coordinates of the patient, as DICOM has
+    them (LPS: x to the left, y to posterior, z to superior) or as NIfTI has them (RAS: x to the
+    right, y to anterior), however the volume lies on disk. A pixel is in a box where its middle is.
     """
 
     file: Path
     key: str = "path"
     structure: str | None = None
-    unit: Literal["voxels", "mm"] = "voxels"
+    unit: Literal["voxels", "mm", "LPS", "RAS"] = "voxels"
 
 
 class RegionChoice(Frozen):

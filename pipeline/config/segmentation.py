@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -28,10 +28,10 @@ class Masks(Frozen):
     wins. Behind re: a glob is a regular expression of the whole path, whose named groups, such as
     (?P<who>...), stand in braces too. By bids, files may be left out, and tells which of an image's
     masks are meant. column: of the table, with paths under root. values: value in the mask, or
-    label of a DICOM segment or structure -> name of the structure, "background" for what is none;
-    or one name, for whatever is not 0; or several, each of a file of its own: paths in files, or
-    column, are then as many and in the same order. tolerance: of the surface Dice, in mm, or pixels
-    where an image has no spacing.
+    label of a DICOM segment or structure (one of digits alone is a value) -> name of the structure,
+    "background" for what is none; or one name, for whatever is not 0; or several, each of a file of
+    its own: paths in files, or column, are then as many and in the same order. tolerance: of the
+    surface Dice, in mm, or pixels where an image has no spacing.
     """
 
     by: Literal["path", "bids", "table", "uid"] = "path"
@@ -40,6 +40,20 @@ class Masks(Frozen):
     column: str | tuple[str, ...] | None = None
     values: str | tuple[str, ...] | dict[int | str, str]
     tolerance: Annotated[float, Field(gt=0)] = 2.0
+
+    @field_validator("values", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        """Take a value of digits as the number that it is, however YAML quotes it."""
+        if not isinstance(value, dict):
+            return value
+        named: dict[Any, Any] = {}
+        for key, name in value.items():
+            number = int(key) if isinstance(key, str) and key.isdecimal() else key
+            if number in named:
+                raise ValueError(f"values must name each value once. Got {number} twice instead.")
+            named[number] = name
+        return named
 
     @model_validator(mode="after")
     def _complete(self) -> Masks:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from pipeline.config.base import HeadSettings
 from pipeline.config.heads import LIBRARIES, Declaration
@@ -30,7 +30,8 @@ class Tuning(HeadSettings):
     precision: what the forward pass computes in. augment: `mild` turns, shifts and scales by a
     little and changes contrast, `paper` crops and flips. start: the head from noise, or from the
     probe on the cached features (LP-FT, arXiv 2202.10054), for masks the linear head on cached
-    tokens. seed: of what is drawn.
+    tokens. refit: whether it is trained anew on train and val, for as many epochs as val chose.
+    seed: of what is drawn.
     """
 
     block: ClassVar[str]  # its key in a config
@@ -51,7 +52,16 @@ class Tuning(HeadSettings):
     augment: Literal["none", "mild", "paper"] = "mild"
     precision: Literal["float32", "bfloat16"] = "float32"
     start: Literal["noise", "probe"] = "noise"
+    refit: Literal["none", "train+val"] = "none"
     seed: int = 0
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave `refit` out where it is not asked for: answers without it are named as ever."""
+        settings: dict[str, Any] = whole(self)
+        if self.refit == "none":
+            settings.pop("refit", None)
+        return settings
 
     @property
     def built_on(self) -> tuple[str, ...]:

@@ -481,7 +481,7 @@ class Cases:
     def column_texts(self) -> ColumnTexts:
         """What the task's columns say of the store's slices."""
         columns = self.task.columns
-        return ColumnTexts.of(self.table, columns, self._slices, self.config, self._names)
+        return ColumnTexts.of(self.table, columns, self._slices, self._root, self._names)
 
     def _beside(self, head: HeadSettings, parts: Parts) -> Floats | None:
         """Return (n, k) the units' columns as numbers, and note what is missing; None for none."""

@@ -6,8 +6,9 @@ Dims: n units, k numbers of a unit.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,6 @@ from pipeline.annotations.label_values import with_decimal_points
 from pipeline.annotations.labels import column_of, one_text_a_unit
 from pipeline.annotations.texts import is_number
 from pipeline.annotations.units import Units
-from pipeline.config.root import Config
 from pipeline.shared.arrays import Floats, Rows
 from pipeline.shared.frozen import Frozen
 from pipeline.shared.pseudonyms import Names
@@ -42,19 +42,18 @@ class ColumnTexts:
     def of(
         cls,
         table: LabelTable,
-        names: tuple[str, ...],
+        columns: Sequence[str],
         slices: pa.Table,
-        config: Config,
-        keys: Names,
+        root: Path,
+        names: Names,
     ) -> ColumnTexts:
         """Join columns of a label table to slices (SLICE_SCHEMA, with the real paths)."""
         rows = slices["row"].to_numpy()
         by_row = {}
-        for name in names:
-            pointed = with_decimal_points(table, name)
-            texts = column_of(pointed, name, slices, config.data.root, keys)
-            by_row[name] = np.full(int(rows.max(initial=-1)) + 1, "", texts.dtype)
-            by_row[name][rows] = texts
+        for column in columns:
+            texts = column_of(with_decimal_points(table, column), column, slices, root, names)
+            by_row[column] = np.full(int(rows.max(initial=-1)) + 1, "", texts.dtype)
+            by_row[column][rows] = texts
         return cls(by_row)
 
     def of_units(self, units: Units) -> dict[str, Texts]:

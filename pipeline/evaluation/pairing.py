@@ -15,9 +15,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.annotations.levels import LEVELS
 from pipeline.annotations.patients import notes_of
-from pipeline.annotations.regions import region_of
-from pipeline.annotations.units import names_of_slices
 from pipeline.config.tasks import Level
 from pipeline.results import PairedUnits
 from pipeline.shared.pseudonyms import HIDDEN, Names
@@ -71,6 +70,7 @@ def pair_units(first: TestedUnits, second: TestedUnits) -> Pairing:
     Raises LabelError where no unit has a counterpart, where a unit of one is several of the other,
     and ConfigError where a store hides its paths and has lost its key.
     """
+    # Row numbers and pseudonyms mean the same in one store alone.
     if first.store == second.store:
         place_of = {name: place for place, name in enumerate(second.ids.tolist())}
         there = [place_of.get(name, -1) for name in first.ids.tolist()]
@@ -139,7 +139,7 @@ def _slices_of(tested: TestedUnits) -> list[list[Slice]]:
         places = slices_of_name.get(name)
         if places is None:
             places = [place_of_row[name]] if name in place_of_row else []
-        part = region_of(name)[1] if tested.level == "region" else ""
+        part = LEVELS[tested.level].part(name) or ""
         of_units.append([(paths[i], frames[i], part) for i in places if paths[i]])
     return of_units
 
@@ -148,7 +148,7 @@ def _names_of_slices(
     store: FeatureStore, slices: pa.Table, level: Level, ids: Sequence[str]
 ) -> Iterable[tuple[int, str]]:
     """Yield places of the slice table and what units they may be of; patients by labels too."""
-    yield from names_of_slices(slices, level, ids)
+    yield from LEVELS[level].places(slices, ids)
     if level != "patient":
         return
     place_of_row = {row: i for i, row in enumerate(slices["row"].to_pylist())}

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import assert_never
+from typing import assert_never, get_args
 
 import numpy as np
 
 from pipeline.annotations.units import Units
 from pipeline.config.regions import RegionFeatures
-from pipeline.config.tasks import FeatureSet, Pool, Scaling
+from pipeline.config.tasks import FeatureSet, Pool, Scaling, SliceFeatures
 from pipeline.recipe import Output, recipe_of
 from pipeline.shared.arrays import (
     ROWS_AT_ONCE,
@@ -139,6 +139,16 @@ def outputs_of(which: FeatureSet | RegionFeatures) -> tuple[Output, ...]:
     return ("cls", "mean") if "mean" in which else ("cls",)
 
 
+def blocks_of(which: FeatureSet | RegionFeatures) -> int:
+    """Return of how many of the last blocks a feature set takes the CLS tokens."""
+    return 4 if which.startswith("cls4") else 1
+
+
+def are_kept(which: FeatureSet | RegionFeatures, outputs: Collection[Output], blocks: int) -> bool:
+    """Return whether some outputs, of so many blocks, have what a feature set is made of."""
+    return set(outputs_of(which)) <= set(outputs) and blocks_of(which) <= blocks
+
+
 def _blocks_and_width(store: FeatureStore, which: FeatureSet | RegionFeatures) -> tuple[int, int]:
     """Return how many blocks a feature set takes and its width, if the store has them."""
     if which.startswith("region"):
@@ -149,13 +159,23 @@ def _blocks_and_width(store: FeatureStore, which: FeatureSet | RegionFeatures) -
     if recipe.level == "volume":  # has one vector, which is what each set of features is of it
         (width,), _ = recipe.arrays["volume"]
         return 1, width
-    blocks = 4 if which.startswith("cls4") else 1
-    needed = outputs_of(which)
-    if set(needed) - set(recipe.outputs) or blocks > recipe.blocks:
+    blocks = blocks_of(which)
+    if not are_kept(which, recipe.outputs, recipe.blocks):
+        kept = [
+            f"`{each}`"
+            for each in get_args(SliceFeatures)
+            if are_kept(each, recipe.outputs, recipe.blocks)
+        ]
+        choice = (
+            f"Give the head those that are kept ({', '.join(kept)}), as in `probe: {{features: "
+            f"{kept[0].strip('`')}}}`, or extract with these outputs."
+            if kept
+            else "Extract with these outputs."
+        )
         raise ConfigError(
-            f"The features {which!r} need {blocks} blocks and the outputs {sorted(needed)}; the "
-            f"store has {recipe.blocks} blocks of {list(recipe.outputs)}. Choose other features, "
-            "or extract with these outputs."
+            f"The features {which!r} need {blocks} blocks and the outputs "
+            f"{sorted(outputs_of(which))}; the store has {recipe.blocks} blocks of "
+            f"{list(recipe.outputs)}. {choice}"
         )
     tokens = blocks + ("mean" in which)
     return blocks, recipe.architecture.dim * tokens
@@ -206,6 +226,7 @@ def _pooled(
     greatest values.
     """
     sizes = np.diff(starts, append=len(values))
+    # Most images: nothing to pool, and no copy of it.
     if (sizes == 1).all():
         return values
     count = sizes[:, None].astype(np.float32)

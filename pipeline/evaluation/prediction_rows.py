@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from pipeline.annotations.label_file import Texts, read_labels
 from pipeline.annotations.label_join import column_texts, label_keys, label_rows
 from pipeline.annotations.labels import labelled_patients
-from pipeline.annotations.regions import region_of
-from pipeline.annotations.units import Truth, names_of_slices
+from pipeline.annotations.levels import LEVELS
+from pipeline.annotations.units import Truth
 from pipeline.config.root import Config
 from pipeline.config.tasks import Level
 from pipeline.evaluation.result_files import (
@@ -70,8 +70,7 @@ def _rows(store: FeatureStore, result: Result, units: _UnitNames) -> pa.Table:
     ids = predicted_units(store.path, result)
     paths, keys = units.of(result.level, ids)
     n = len(ids)
-    is_region = result.level == "region"
-    structures = [region_of(name)[1] if is_region else None for name in ids.tolist()]
+    structures = [LEVELS[result.level].part(name) for name in ids.tolist()]
     pieces = []
     for j, name in enumerate(result.classes):
         columns: dict[str, Any] = {
@@ -115,7 +114,7 @@ class _UnitNames:
         """Return the first file of each unit, and its key."""
         first = self._first.setdefault(level, {})
         if not first.keys() >= {*ids.tolist()}:
-            named = [*names_of_slices(self._shown, level, ids.tolist())]
+            named = [*LEVELS[level].places(self._shown, ids.tolist())]
             # The first of each, since later ones are written over.
             first |= {name: i for i, name in reversed(named)}
         places = [first[name] for name in ids.tolist()]

@@ -68,6 +68,7 @@ def _alone(config: Config, failures: Failures | None) -> Iterator[Cases]:
         config = _of_volumes(config)
     tasks = {name: with_policies(task, labels) for name, task in config.tasks.items()}
     tables = tables_of(config, labels, tasks, failures)
+    # Once: it reads every receipt.
     fingerprint = store.fingerprint()
     fit_store = None
     if isinstance(config.fit_on, Path):

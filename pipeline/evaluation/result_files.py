@@ -320,7 +320,9 @@ def _fault_of(path: Path, answer: Result | Segmented) -> str:
     if answer.kind != "regression" and not positives.keys() >= set(answer.classes):
         return "does not count its classes"
     n = len(answer.scores)
-    return "" if not n or -n <= answer.chosen < n else "chose a score that is not there"
+    if not n:
+        return "has predictions and no score" if _predictions_file(path).exists() else ""
+    return "" if -n <= answer.chosen < n else "chose a score that is not there"
 
 
 def _tables_fit(answer: Path) -> bool:
@@ -650,7 +652,11 @@ def _predictions(store: Path, result: Result, setting: int | None) -> pa.Table:
     of_classes = {f"proba:{name}": pa.types.is_floating for name in result.classes}
     table = read_filed_table(predictions_path(store, result), _TEXTS | of_classes)
     score = result.main_score if setting is None else result.scores[setting]
-    return _of_setting(table, _setting_text(score.setting))
+    of_setting = _of_setting(table, _setting_text(score.setting))
+    if not len(of_setting):
+        path = predictions_path(store, result)
+        raise CorruptStoreError(f"{path} predicts nothing under the settings of its answer.")
+    return of_setting
 
 
 def _y(table: pa.Table, result: Result) -> NDArray[Any]:

@@ -9,8 +9,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.annotations.labels import with_patients
+from pipeline.annotations.levels import LEVELS
 from pipeline.annotations.patients import patient_names
-from pipeline.annotations.units import Units, unit_names
+from pipeline.annotations.units import Units
 from pipeline.config.root import Config
 from pipeline.config.tasks import Level
 from pipeline.evaluation.heads.knn import HEAD as KNN
@@ -61,7 +62,7 @@ def search(
     slices = slices_with_features(store, config)
     query_rows = queried(slices, query, config, Names(store.path))
     # The query's own patient is no answer to it: images of one patient are alike.
-    patients = unit_names(slices, "patient")
+    patients = LEVELS["patient"].unit_names(slices)
     others = np.flatnonzero(~np.isin(patients, patients[query_rows]))
     if not len(others):
         raise ConfigError("All slices of the store are of the query's patient.")
@@ -104,7 +105,9 @@ def _hits(
     level: Level,
 ) -> list[Hit]:
     """Return the k units of some slices whose pooled features are nearest to a vector (d,)."""
-    ids, first, unit = np.unique(unit_names(slices, level), return_index=True, return_inverse=True)
+    ids, first, unit = np.unique(
+        LEVELS[level].unit_names(slices), return_index=True, return_inverse=True
+    )
     units = Units.unlabelled(ids, slices["row"].to_numpy(), unit)
     cosine, nearest = _nearest(store, config, units, vector, min(k, len(ids)))
     # A unit is shown by the first of its slices, in the order of the table.

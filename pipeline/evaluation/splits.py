@@ -162,6 +162,7 @@ def make_split(
     Raises LabelError for fewer patients than folds, and where the column cannot be split by.
     """
     given = ToSplit(units, keys, column, linked)
+    # Patients who share a copy move together, and count once.
     movable = units.groups if linked is None else linked
     n = len(np.unique(movable))
     if n < choice.folds:

@@ -91,11 +91,13 @@ def folds_by_label(
     fold = np.floor(chance * folds).astype(np.int64)
     if alone:
         return patients.names, fold
+    # By the rarest of several labels: the common ones spread by themselves.
     stratum = _rarest_label(units, patients)
     sizes = np.bincount(stratum)
     for number in np.flatnonzero(sizes >= folds):
         members = np.flatnonzero(stratum == number)
         fold[members] = _evened(chance[members] * folds, folds)
+    # Of so few, hashes could leave a fold without one for every seed.
     small = np.flatnonzero(sizes[stratum] < folds)
     rarest_first = small[np.lexsort((chance[small], stratum[small]))]
     fold[rarest_first] = (np.arange(len(small)) - 1) % folds

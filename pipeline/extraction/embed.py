@@ -127,7 +127,7 @@ class EmbeddingRun:
         self._settings = settings
         self._upcoming = UpcomingParts(store, parts, self.recipe.preprocess, settings.reveal)
         self._in_flight: list[PartInFlight] = []  # begun, not committed
-        self._context: FillContext | None = None  # once the network is there
+        self._context: FillContext[Any] | None = None  # once the network is there
         self._requested = 0
         self._counted_at = 0.0  # when a part's time was last counted
         # Of what was committed; written by the writer's thread, read once that has ended.
@@ -213,7 +213,7 @@ class EmbeddingRun:
 
     # --- the network -----------------------------------------------------------------------
 
-    def _start(self) -> FillContext:
+    def _start(self) -> FillContext[Any]:
         """Load the network, once, and return what all parts share.
 
         Not before a part is claimed: others may have all of them.

@@ -87,8 +87,9 @@ def export_faiss(store: FeatureStore, out: Path, which: Selection, written: list
         done += len(batch)
     if index is None:
         raise ConfigError(f"The store {store.place} holds no features. Run `radprobe extract`.")
-    with aside(out, written) as path:
-        faiss.write_index(index, str(path))
+    with aside(out, written) as path, path.open("xb") as disk:
+        # FAISS makes the class when it is imported.
+        faiss.write_index(index, faiss.PyCallbackIOWriter(disk.write))  # type: ignore[attr-defined]
     return len(rows)
 
 

@@ -24,7 +24,7 @@ class EmbeddingLevel:
 
     load: Callable[[Recipe, Checkpoint, Speed], Any]
     forward: Callable[[Any, Recipe, Speed], Forward | VolumeForward]
-    filler: Callable[[PartInFlight, FillContext], PartFiller | VolumeFiller]
+    filler: Callable[[PartInFlight, FillContext[Any]], PartFiller | VolumeFiller]
 
 
 def _load_for_slices(recipe: Recipe, checkpoint: Checkpoint, speed: Speed) -> Any:

@@ -6,7 +6,7 @@ import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,10 @@ from stores.features import OK, UNREADABLE
 from stores.slices import SliceRow
 
 if TYPE_CHECKING:
-    from pipeline.inference.forward import Values
+    from pipeline.inference.forward import Forward, Values
+
+# What runs the network: a `Forward`, or of volumes a `VolumeForward`.
+F = TypeVar("F")
 
 
 @dataclass(eq=False)
@@ -66,7 +69,7 @@ class PartInFlight:
 
 
 @dataclass(frozen=True)
-class FillContext:
+class FillContext(Generic[F]):
     """What all parts of one run share.
 
     wait_for_commits: returns once all parts that were filled before are committed. plane_of: which
@@ -74,7 +77,7 @@ class FillContext:
     """
 
     store: FeatureStore
-    forward: Any  # a `Forward`, or of a 3D network a `VolumeForward`
+    forward: F
     batch_size: int
     progress: Progress
     limit: BadLimit
@@ -103,7 +106,7 @@ class PartFiller:
     """
 
     job: PartInFlight
-    context: FillContext
+    context: FillContext[Forward]
     batch: list[_Taken] = field(default_factory=list)
 
     def fill(self, reads: Iterator[FrameRead]) -> Iterator[None]:

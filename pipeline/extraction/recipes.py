@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pipeline.backbones.volume_models import VOLUME_NETWORKS
 from pipeline.backbones.weights import Weights, locate
 from pipeline.config.root import Config
-from pipeline.recipe import Recipe, VolumeInput, Window, recipe_of
+from pipeline.recipe import Raptor, Recipe, VolumeInput, Window, recipe_of
 from pipeline.shared.pseudonyms import HIDDEN, key_check, load_key, reveal_path
 from stores import ArraySpec, FeatureStore
 from stores.errors import (
@@ -80,7 +80,7 @@ def recipe_with(config: Config, weights: Weights) -> Recipe:
     }
     if choice.name in VOLUME_NETWORKS:
         given |= _of_volumes(config)
-    elif sees_volumes(config) or "raptor" in config.outputs.model_fields_set:
+    elif sees_volumes(config) or config.outputs.raptor != Raptor():
         given |= _of_planes(config)
     try:
         return Recipe(

@@ -46,12 +46,14 @@ class PartSlices:
         stop = max(part.stop for part in parts)
         indices = np.array([part.index for part in parts])
         series = set[str]()
+        # Piece by piece: a table of 10^7 slices is not read for the parts of one process.
         for piece in self._file.between(start, stop, ["row", "series", "modality", "withdrawn"]):
             live = _live(piece)
             part_of = live["row"].to_numpy() // store.layout.part_rows
             here = np.isin(part_of, indices)
             self.counts.update(part_of[here].tolist())
             dependent = _dependent(live.filter(pa.array(here)), depends)
+            # Of their volumes all slices are wanted, of whichever parts they are.
             series.update(dependent["series"].drop_null().to_pylist())
         self.joined = self._all_of(series, depends)
         self._rows: NDArray[np.int64] = self.joined["row"].to_numpy()

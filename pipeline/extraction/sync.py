@@ -115,11 +115,13 @@ def update_tables(
     rows are numbered once.
     """
     while True:
+        # The version is that of the tables before the look: what another writes meanwhile shows.
         this_look, version = _look(config, store, rehash, workers, open_files)
         if this_look.unchanged:
             return this_look
         try:
             store.write_tables(this_look.slices, this_look.files, seen=version)
+            # Behind the tables: a note of rows that are not there yet would be of nobody.
             _note_patients(config, store)
             return this_look
         except StaleTablesError:

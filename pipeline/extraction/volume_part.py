@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -82,13 +82,7 @@ class VolumeFiller:
     """Fills one part with vectors of volumes."""
 
     job: PartInFlight
-    context: FillContext
-
-    @property
-    def forward(self) -> VolumeForward:
-        """The 3D network."""
-        forward: Any = self.context.forward
-        return cast("VolumeForward", forward)
+    context: FillContext[VolumeForward]
 
     def fill(self, reads: Iterator[FrameRead]) -> Iterator[None]:
         """Take a read for each slice of each volume of the part; yield after each volume."""
@@ -102,7 +96,7 @@ class VolumeFiller:
     def _fill_volume(
         self, slices: Sequence[SliceRow], rows: Sequence[int], reads: Iterator[FrameRead]
     ) -> None:
-        fault = _fault_of(slices, self.forward.recipe.preprocess)
+        fault = _fault_of(slices, self.context.forward.recipe.preprocess)
         pixels: dict[int, NDArray[Any]] = {}
         for slice_ in slices:
             with clock(self.job.seconds, "wait"):
@@ -130,7 +124,9 @@ class VolumeFiller:
                 self._fail(row, fault)
         self.context.progress.advance(len(left))
 
-    def _take(self, slice_: SliceRow, read: FrameRead, is_here: bool) -> Any:
+    def _take(
+        self, slice_: SliceRow, read: FrameRead, is_here: bool
+    ) -> NDArray[Any] | UnreadableError:
         """Return the pixels of a slice, or why there are none; note both for rows of the part."""
         row = slice_.row
         if is_here and read.file_digest is not None:
@@ -159,7 +155,7 @@ class VolumeFiller:
         with clock(self.job.seconds, "preprocess"):
             volume = self._volume(slices, pixels)
         pixels.clear()
-        return self.forward.vector(volume, self.job.seconds)
+        return self.context.forward.vector(volume, self.job.seconds)
 
     def _volume(self, slices: Sequence[SliceRow], pixels: dict[int, NDArray[Any]]) -> Volume:
         from pipeline.preprocessing.volume_input import stacked  # with torch

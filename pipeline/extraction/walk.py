@@ -92,7 +92,9 @@ def _list(root: Path, folder: str, selection: Selection) -> _Listing:
         known = as_unreadable(error, "listing the folder")
         unlisted = _file_row(folder, None, known.reason, known.detail)
         return _Listing(None, as_table([unlisted], FILE_SCHEMA), [])
+    # By which a folder that links lead to twice is known again.
     place = (status.st_dev, status.st_ino)
+    # A store in the midst of a collection: its chunks are no images.
     if folder and len(marks) == 2:
         store = _file_row(folder, None, _OTHER, f"{LEFT_OUT}{STORE}")
         return _Listing(place, as_table([store], FILE_SCHEMA), [])

@@ -81,12 +81,14 @@ def find_patient(path: Path, patient: str, config: Config | None = None) -> Pati
     wanted = patient_names(names, patient) & known
     if not wanted:
         raise ConfigError(_unknown(path, config))
+    # A label file may call one patient otherwise than the headers do: both names are withdrawn.
     for source in sources:
         wanted |= source.aliases(wanted, in_headers)
     of_header = np.isin(in_headers.astype(object), sorted(wanted))
     by_labels = np.zeros(len(slices), bool)
     for source in sources:
         by_labels |= np.isin(source.patients, sorted(wanted))
+    # Only these must be named by row: a later look knows the others by their headers.
     alone = by_labels & ~of_header
     rows = row_numbers(slices)[alone]
     return PatientSlices(

@@ -54,6 +54,7 @@ def embedded_aside(config: Config, path: Path, speed: Speed) -> Iterator[Feature
         modality = {"**": next(iter(modality.values()))}
     recipe = recipe_of(FeatureStore.open(config.store))
     root = path if path.is_dir() else path.parent
+    # A file's name may hold what a pattern takes for its own.
     include = ("**",) if path.is_dir() else (glob.escape(path.name),)
     with tempfile.TemporaryDirectory(prefix="radprobe-") as temporary:
         aside = config.model_copy(

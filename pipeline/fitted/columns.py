@@ -32,7 +32,7 @@ def columns_of(record: ModelRecord, source: Source) -> ColumnTexts | None:
         raise _no_columns(record, source.store.path)
     table = read_labels(source.config.labels, [], names)
     slices = source.names.revealed(source.store.slices())
-    return ColumnTexts.of(table, names, slices, source.config, source.names)
+    return ColumnTexts.of(table, names, slices, source.config.data.root, source.names)
 
 
 def _no_columns(record: ModelRecord, target: Path) -> ConfigError:

@@ -57,6 +57,7 @@ def cross_fitted(
     fold = fold_of[np.searchsorted(names, truth.groups)]
     proba = np.full((len(both), len(units.classes)), np.nan)
     for i in range(FOLDS):
+        # The next fold is val, since heads end their training by one.
         is_test = fold == i
         is_val = fold == (i + 1) % FOLDS
         parts: Parts = {
@@ -67,6 +68,7 @@ def cross_fitted(
         if not all(map(len, parts.values())):
             return None
         fit_on = parts["train"] if head.sees == "units" else slices_of(units, parts["train"])
+        # Scaled anew by those who train in this fold: the rest would leak into it.
         raw = raw_by(parts)
         scaling = fit_scaling(raw, fit_on, settings.scaling, settings.components)
         x = scaling.apply(raw)

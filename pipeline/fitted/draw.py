@@ -249,13 +249,14 @@ def _row(
     notes = _notes(record, image)
     if is_learnt:
         notes.append(LEARNT)
-    if not math.isnan(distance):
+    if not math.isnan(distance):  # of an image without a slice there is none
         at = np.array([distance])
         row["unlike"] = float(drawing.model.references.percentiles(at)[0])
         row["unlike_p"] = float(drawing.model.references.p_values(at)[0])
         if row["unlike_p"] <= UNLIKE_AT:
             tally.unlike += 1
             notes.append("unlike the images that the model learnt from")
+    # A volume is drawn whole or not at all: a slice left out would be read as one without anything.
     if not image.slices or not all(each.row in labels for each in image.slices):
         if image.slices:
             notes.append("an image cannot be read any more")

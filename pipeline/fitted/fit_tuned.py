@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.annotations.units import Prediction
 from pipeline.config.data import Outputs
@@ -12,8 +14,10 @@ from pipeline.config.heads import declared
 from pipeline.config.root import Config
 from pipeline.config.segmentation import Segment
 from pipeline.config.tuning import Tuning
+from pipeline.evaluation.cases import Cases
 from pipeline.evaluation.pooling import FittedScaling
 from pipeline.evaluation.questions import cases_of
+from pipeline.evaluation.result_files import read_thresholds
 from pipeline.extraction.recipes import make_recipe
 from pipeline.extraction.same_store import check_store
 from pipeline.fitted.filing import FiledNetwork, Filing, difference_of, record_and_files
@@ -87,11 +91,16 @@ def fit_tuned(
     state = label_state(folder, units, parts["train"], setting)
     predict = from_state(state)
     (on_test,) = predict(x[test], units)
-    (on_val,) = predict(x[val], units)
+    chosen = Prediction(setting, on_test.proba)
+    if settings.refit == "none":
+        (on_val,) = predict(x[val], units)
+        chosen = replace(chosen, on_val=on_val.proba)
+    else:
+        chosen = replace(chosen, thresholds=_points(result, cases))
     filing = Filing(
         cases=cases,
         result=result,
-        chosen=Prediction(setting, on_test.proba, on_val=on_val.proba),
+        chosen=chosen,
         val=units.at(val),
         state=state,
         x=x,
@@ -144,6 +153,15 @@ def fit_tuned_masks(
     )
     record, files = mask_record_and_files(filing)
     return MaskModel(out, write_model(out, record, files))
+
+
+def _points(result: Result, cases: Cases) -> NDArray[np.float64] | None:
+    """Return (n, c) the operating points of the answer, first the first fold's; None for none.
+
+    Val chose them by what a network said that had not learnt it; the one that is filed has.
+    """
+    points = read_thresholds(cases.store.path, result)
+    return None if np.isnan(points).all() else points
 
 
 # --- the network -----------------------------------------------------------------------------

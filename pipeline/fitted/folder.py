@@ -144,6 +144,7 @@ def read_record(path: Path) -> Record:
             f"{str(file)!r} was altered or is no model: {error} Copy the model anew, or fit it "
             "again."
         ) from None
+    # Before anything else of it is read: another format may call the same by other names.
     version = document.get("format")
     if version != FORMAT:
         raise ModelError(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.annotations.levels import LEVELS
 from pipeline.annotations.units import Units
 from pipeline.evaluation.metrics.operating import is_called
 from pipeline.evaluation.result_files import filed
@@ -88,7 +89,7 @@ def _groups(model: Model, source: Source, result: Result) -> Iterator[CaseGroup]
 def _unlike(model: Model, source: Source, rows: Sequence[list[int]]) -> CaseGroup:
     """Return the test units that are least like what the model has learnt from."""
     title = "Unlike what it learnt from"
-    if model.record.question.region is not None:
+    if not LEVELS[model.record.question.level].is_whole:
         return CaseGroup(title, "Not looked for among regions.", ())
     try:
         check_recipe(model, source.store)

@@ -12,9 +12,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.annotations.levels import LEVELS
 from pipeline.annotations.region_features import seen_by_tokens
 from pipeline.annotations.regions import Regions, slices_of_regions
-from pipeline.annotations.units import Units, has_unit, places_along, unit_names
+from pipeline.annotations.units import Units, places_along
 from pipeline.config.regions import RegionPool
 from pipeline.config.tasks import Level, Task
 from pipeline.evaluation.pooling import runs_of_units
@@ -122,7 +123,7 @@ class LiveUnits:
         if task.modality is not None:
             is_wanted = np.isin(modality.astype(np.str_), task.modality)
         other = int((is_live & ~is_wanted).sum())
-        is_wanted &= has_unit(slices, task.level)
+        is_wanted &= LEVELS[task.level].has_unit(slices)
         pending = int((is_live & is_wanted & (status == VOID)).sum())
         slices, status = _chosen(slices, status, is_live & is_wanted)
         # Of some of its slices a unit would be answered otherwise than of all.
@@ -161,6 +162,7 @@ class LiveUnits:
         has_features = self.status[start:end] == OK
         _, at = np.unique(unit, return_index=True)
         sizes = np.bincount(unit[has_features], minlength=n)
+        # Units without a readable slice have a row all the same, and no features.
         answered = np.flatnonzero(sizes)
         number = np.cumsum(sizes > 0) - 1
         ids = self.ids[first:stop]
@@ -242,6 +244,6 @@ def _units_of(slices: pa.Table, level: Level) -> tuple[Rows, Texts]:
     """Return the unit of each slice (m,), numbered as they first stand, and their names (n,)."""
     number: dict[str, int] = {}
     unit = np.empty(len(slices), np.int64)
-    for i, name in enumerate(unit_names(slices, level).tolist()):
+    for i, name in enumerate(LEVELS[level].unit_names(slices).tolist()):
         unit[i] = number.setdefault(name, len(number))
     return unit, np.array(list(number), np.str_)

@@ -459,6 +459,7 @@ def domain_auroc(theirs: References, x: Floats, patient: Rows) -> float:
     x = np.concatenate([theirs.features[those], unit_length(x)])
     is_ours = np.repeat([0, 1], [len(those), len(patient)])
     patient = np.concatenate([theirs.patient[those], patient])
+    # Numbers count from 0 on either side, and are of other people.
     groups = np.char.add(np.where(is_ours, "here ", "there "), patient.astype(np.str_))
     names = np.arange(len(x)).astype(np.str_)
     both = replace(
@@ -468,6 +469,7 @@ def domain_auroc(theirs: References, x: Floats, patient: Rows) -> float:
         classes=("there", "here"),
         kind="binary",
     )
+    # By patient: slices of one are alike, whichever side they are of.
     fold = both.patient % FOLDS
     proba_here = np.full(len(x), np.nan)
     for i in range(FOLDS):

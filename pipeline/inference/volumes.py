@@ -46,6 +46,7 @@ class VolumeForward:
         how = self.recipe.preprocess.volume
         assert how is not None
         shape, _ = self.recipe.arrays["volume"]
+        # In float64: of many windows a sum in float32 would lose digits.
         total = torch.zeros(shape, dtype=torch.float64)
         count = 0
         inputs = network_input(volume, how)

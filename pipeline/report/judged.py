@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.annotations.units import Truth, names_of_slices
+from pipeline.annotations.levels import LEVELS
+from pipeline.annotations.units import Truth
 from pipeline.evaluation.metrics.operating import is_called
 from pipeline.evaluation.result_files import (
     predicted_units,
@@ -82,7 +83,7 @@ def rows_by_unit(source: Source, result: Result, ids: Sequence[str]) -> dict[str
     Of the modalities that its task asks about, where the config says. ids: of the units.
     """
     rows: dict[str, list[int]] = {}
-    named: Iterable[tuple[int, str]] = names_of_slices(source.slices, result.level, ids)
+    named: Iterable[tuple[int, str]] = LEVELS[result.level].places(source.slices, ids)
     if result.level == "patient":  # those of the labels, as in the split
         named = enumerate(source.patients.tolist())
     task = source.config.tasks.get(result.task) if source.config else None

@@ -22,7 +22,7 @@ from pipeline.results import Metric, Score, Segmented
 from pipeline.segmentation import pictures
 from pipeline.segmentation.cases import SegmentationCases
 from pipeline.segmentation.predictions import read_predicted
-from stores.errors import ConfigError, LabelError, UnreadableError
+from stores.errors import ConfigError, LabelError, UnreadableError, as_corrupt
 
 log = logging.getLogger(__name__)
 
@@ -187,9 +187,10 @@ def _dice_of(cases: SegmentationCases, head: str) -> dict[int, float]:
     table = read_units(cases.path(head))
     number = {unit: i for i, unit in enumerate(cases.task_cases.units.ids.tolist())}
     of_unit: dict[int, list[float]] = {}
-    for unit, dice in zip(table["unit"].to_pylist(), table["dice"].to_pylist(), strict=True):
-        if dice == dice:  # NaN: the structure is neither in the mask nor in the prediction
-            of_unit.setdefault(number[unit], []).append(dice)
+    with as_corrupt(str(cases.path(head))):  # units of a stranger's table
+        for unit, dice in zip(table["unit"].to_pylist(), table["dice"].to_pylist(), strict=True):
+            if dice == dice:  # NaN: the structure is neither in the mask nor in the prediction
+                of_unit.setdefault(number[unit], []).append(dice)
     return {unit: float(np.mean(each)) for unit, each in of_unit.items()}
 
 

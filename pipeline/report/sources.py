@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline import segment
 from pipeline.annotations.labels import LabelTable, label_units, read_labels, with_patients
+from pipeline.annotations.levels import LEVELS
 from pipeline.annotations.units import Units
 from pipeline.config.heads import TUNED
 from pipeline.config.loading import load_config
@@ -153,8 +154,8 @@ class Source:
         slices = self.names.revealed(self.store.slices())
         status = self.store.status()
         joined = []
-        of_slices = {name: task for name, task in config.tasks.items() if task.region is None}
-        for name, task in of_slices.items():
+        whole = {name: task for name, task in config.tasks.items() if LEVELS[task.level].is_whole}
+        for name, task in whole.items():
             # A task's policy goes before that of the whole table, as it does in `evaluate`.
             policy = {
                 "uncertain": task.uncertain or config.labels.uncertain,

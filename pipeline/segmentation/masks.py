@@ -285,6 +285,7 @@ def _settings_digest(config: Config, masks: Masks) -> str:
     settings = {
         "contract": CONTRACT,
         "masks": masks.model_dump(mode="json", exclude={"root", "tolerance"}),
+        "classes": masks.classes,  # labels are kept by their order, which sorted keys lose
         "geometry": config.preprocess.model_dump(mode="json", include={"plane", "aspect", "crop"}),
     }
     return sha256(json.dumps(settings, sort_keys=True).encode())

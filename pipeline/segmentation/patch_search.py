@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.annotations.units import unit_names
+from pipeline.annotations.levels import LEVELS
 from pipeline.config.root import Config
 from pipeline.config.tasks import Level
 from pipeline.evaluation.neighbours import exact
@@ -71,7 +71,7 @@ def search_patches(
     tokens = Tokens(store)
     slices = slices_with_features(store, config)
     place = _one_slice(slices, queried(slices, query, config, Names(store.path)), query)
-    patients = unit_names(slices, "patient")
+    patients = LEVELS["patient"].unit_names(slices)
     others = slices.filter(pa.array(patients != patients[place]))
     if not len(others):
         raise ConfigError("All slices of the store are of the query's patient.")
@@ -114,7 +114,7 @@ def nearest_patches(
     config: Config, tokens: Tokens, slices: pa.Table, vector: Floats, k: int, level: Level
 ) -> list[PatchHit]:
     """Return the k units of some slices whose nearest patch is most like a token (d,)."""
-    units = unit_names(slices, level)
+    units = LEVELS[level].unit_names(slices)
     rows = slices["row"].to_numpy()
     near: list[tuple[float, int, int]] = []
     for first, cosine, patch in _each_slice(tokens, rows, vector):

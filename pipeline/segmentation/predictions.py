@@ -22,7 +22,7 @@ from pipeline.segmentation.geometry import Labels
 from pipeline.segmentation.masks import inflate
 from pipeline.shared.pseudonyms import Names
 from pipeline.shared.table_files import table_writer
-from stores.errors import OccupiedError, as_corrupt
+from stores.errors import CorruptStoreError, OccupiedError, as_corrupt
 from stores.features import FeatureStore
 from stores.filed_tables import read_filed_table
 from stores.leaving import leaving
@@ -97,8 +97,10 @@ def _scores_by_path(cases: SegmentationCases, head: str) -> pa.Table:
     columns = {
         "masks": [cases.task_cases.name] * len(scored),
         "head": [head] * len(scored),
-        "path": [path_of[unit] for unit in scored],
+        "path": [],
     }
+    with as_corrupt(str(cases.path(head))):
+        columns["path"] = [path_of[unit] for unit in scored]
     others = table.drop_columns(["unit", "patient", "setting", "draw"])
     return pa.table(columns | dict(zip(others.column_names, others.columns, strict=True)))
 
@@ -142,7 +144,11 @@ def label_table(predicted: Sequence[tuple[int, Labels]]) -> pa.Table:
 
 
 def read_predicted(cases: SegmentationCases, head: str) -> dict[int, Labels]:
-    """Return the label values (S, S) that a head predicted for each row of the test units."""
+    """Return the label values (S, S) that a head predicted for each row of the test units.
+
+    Of those that were scored: one that cannot be read is no more. Raises CorruptStoreError where
+    the table lacks a row of them.
+    """
     path = cases.path(head).with_suffix(MASKS)
     table = read_filed_table(path, _LABEL_KINDS)
     predicted = {}
@@ -151,6 +157,13 @@ def read_predicted(cases: SegmentationCases, head: str) -> dict[int, Labels]:
             size = row["size"]
             values = np.frombuffer(inflate(row["labels"], size * size), np.uint8)
             predicted[row["row"]] = values.reshape(size, size)
+    scored = np.isin(cases.task_cases.units.ids, read_units(cases.path(head))["unit"].to_pylist())
+    lacking = set(cases.rows_of(np.flatnonzero(scored)).tolist()) - predicted.keys()
+    if lacking:
+        raise CorruptStoreError(
+            f"{path} has no masks of {len(lacking)} rows that were scored (first: {min(lacking)}). "
+            "Remove the file and run the command that made it again."
+        )
     return predicted
 
 

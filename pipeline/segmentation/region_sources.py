@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -18,8 +19,10 @@ from numpy.typing import NDArray
 
 from pipeline.annotations.boxes import BoxRow, read_boxes
 from pipeline.annotations.label_join import matched
+from pipeline.annotations.mask_matching import headers_of
 from pipeline.config.regions import Boxes, RegionChoice
 from pipeline.config.root import Config
+from pipeline.io.formats.reorientation import shown_axes
 from pipeline.segmentation.contracts import Rows
 from pipeline.segmentation.coverage import coverage
 from pipeline.segmentation.masks import StoredMasks, update_masks
@@ -176,7 +179,7 @@ class BoxRegions:
         boxes: defaultdict[int, list[_InSlice]] = defaultdict(list)
         for box in table.boxes:
             try:
-                for row, rectangle in _rectangles(box, of_key[box.key], settings):
+                for row, rectangle in _rectangles(box, of_key[box.key], settings, config):
                     boxes[row.row].append(_InSlice(box.structure, box.number, rectangle))
             except ValueError as error:
                 faults.append(f"data row {box.number}: {error}")
@@ -223,8 +226,29 @@ class BoxRegions:
         return found.rectangle
 
 
+class _Axis(NamedTuple):
+    """Where the middle of the first pixel along an axis lies, and of each one behind it."""
+
+    first: float
+    step: float
+
+    def within(self, ends: tuple[float, float], length: int) -> tuple[int, int]:
+        """Return the first of `length` pixels whose middle is within ends, and the one behind."""
+        # Rounded, so that ends that are meant to lie on a middle do.
+        first, last = (math.ceil(round((end - self.first) / self.step, 6)) for end in ends)
+        return max(first, 0), min(last, length)
+
+
+class _Place(NamedTuple):
+    """Where a slice lies, in the unit of boxes: its middle, and its pixels' across and down."""
+
+    z: float
+    x: _Axis
+    y: _Axis
+
+
 def _rectangles(
-    box: BoxRow, slices: list[SliceRow], settings: Boxes
+    box: BoxRow, slices: list[SliceRow], settings: Boxes, config: Config
 ) -> Iterator[tuple[SliceRow, Rectangle]]:
     """Yield the slices that a box goes through, and which pixels of each have their middle in it.
 
@@ -236,15 +260,16 @@ def _rectangles(
         raise ValueError("what it names has several series: name one")
     if box.z is None and len(slices) > 1:
         raise ValueError(f"its volume has {len(slices)} slices, and it says no z0 and z1")
+    if settings.unit in ("LPS", "RAS"):
+        box, places = _in_patient(box, slices, settings.unit, config)
+    else:
+        places = _in_volume(slices, in_mm=settings.unit == "mm")
     found = False
-    for row, z in zip(slices, _depths(slices, settings), strict=True):
-        if box.z is not None and not box.z[0] <= z < box.z[1]:
+    for row, place in zip(slices, places, strict=True):
+        if box.z is not None and not box.z[0] <= place.z < box.z[1]:
             continue
-        if settings.unit == "mm" and not (row.spacing_x_mm and row.spacing_y_mm):
-            raise ValueError("it is in mm, and its image names no spacing")
-        x_mm, y_mm = (row.spacing_x_mm, row.spacing_y_mm) if settings.unit == "mm" else (1.0, 1.0)
-        left, right = _pixels(box.x, x_mm or 1.0, row.width)
-        top, bottom = _pixels(box.y, y_mm or 1.0, row.height)
+        left, right = place.x.within(box.x, row.width)
+        top, bottom = place.y.within(box.y, row.height)
         if left < right and top < bottom:
             found = True
             yield row, (top, bottom, left, right)
@@ -252,10 +277,24 @@ def _rectangles(
         raise ValueError("no pixel of its image has its middle in it")
 
 
-def _depths(slices: list[SliceRow], settings: Boxes) -> list[float]:
-    """Return where the middle of each slice lies, in voxels or mm from the outside of the first."""
-    if settings.unit == "voxels":
-        return [place + 0.5 for place in range(len(slices))]
+def _in_volume(slices: list[SliceRow], *, in_mm: bool) -> list[_Place]:
+    """Return where slices lie, in voxels or mm from the outside of the first voxel.
+
+    Raises ValueError where they do not say.
+    """
+    if not in_mm:
+        return [_Place(z + 0.5, _Axis(0.5, 1.0), _Axis(0.5, 1.0)) for z in range(len(slices))]
+    places = []
+    for row, z in zip(slices, _depths(slices), strict=True):
+        if not (row.spacing_x_mm and row.spacing_y_mm):
+            raise ValueError("it is in mm, and its image names no spacing")
+        across = _Axis(row.spacing_x_mm / 2, row.spacing_x_mm)
+        places.append(_Place(z, across, _Axis(row.spacing_y_mm / 2, row.spacing_y_mm)))
+    return places
+
+
+def _depths(slices: list[SliceRow]) -> list[float]:
+    """Return where the middle of each slice lies, in mm from the outside of the first."""
     positions = [row.position_mm for row in slices]
     if len(slices) == 1:
         return [0.0]
@@ -266,7 +305,33 @@ def _depths(slices: list[SliceRow], settings: Boxes) -> list[float]:
     return [float(away) + apart / 2 for away in np.abs(places - places[0])]
 
 
-def _pixels(ends: tuple[float, float], mm: float, length: int) -> tuple[int, int]:
-    """Return the first pixel whose middle is within the ends, and the one behind the last."""
-    first, last = (int(np.ceil(end / mm - 0.5)) for end in ends)
-    return max(first, 0), min(last, length)
+def _in_patient(
+    box: BoxRow, slices: list[SliceRow], unit: str, config: Config
+) -> tuple[BoxRow, list[_Place]]:
+    """Return a box along the axes of its slices, and where these lie, by their files' headers.
+
+    Raises ValueError where files do not say where slices lie, or these lie askew.
+    """
+    if box.z is None:
+        raise ValueError("it is in coordinates of the patient, and says no z0 and z1")
+    plane = config.preprocess.plane
+    try:
+        headers = headers_of(config.data.root, slices, plane)
+    except UnreadableError as error:
+        raise ValueError(f"its image cannot be read: {error.detail}") from None
+    axes = shown_axes(headers[0], plane)
+    places = []
+    for header in headers:
+        own = shown_axes(header, plane)
+        if axes is None or own is None or not (own == axes).all():
+            raise ValueError("its volume does not say how it lies, or lies askew in the patient")
+        if header.position_mm is None or header.offset_mm is None or header.spacing_mm is None:
+            raise ValueError("its image does not say where it lies in the patient")
+        y, x = map(_Axis, header.offset_mm, header.spacing_mm)
+        places.append(_Place(round(header.position_mm, 4), x, y))
+    assert axes is not None
+    ends = np.array([box.x, box.y, box.z])
+    if unit == "RAS":
+        ends[:2] = -ends[:2]
+    across, down, along = ((min(own), max(own)) for own in (axes @ ends).tolist())
+    return replace(box, x=across, y=down, z=along), places

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Collection
 from pathlib import Path
 
 from pipeline.shared.paths import escape_path
+
+log = logging.getLogger(__name__)
 
 HIDDEN = "a hidden folder"
 # By name, which no patient has. Others that begin with a dot are hidden folders.
@@ -36,14 +39,16 @@ def files_below(root: Path, but: Collection[str] = ()) -> list[str]:
     """Return the files below a folder, relative and escaped as they are stored, in their order.
 
     Links to folders are followed once, so that loops end; hidden folders, and those called as one
-    of `but`, are not searched.
+    of `but`, are not searched. Those that cannot be listed are counted in a warning.
     """
     seen: set[tuple[int, int]] = set()
     paths = []
     pending = [os.fspath(root)]
+    unlisted: list[OSError] = []
     while pending:
         # One folder at a time: before Python 3.12 `os.walk` takes stack for each that is nested.
-        folder, folders, files = next(os.walk(pending.pop(), followlinks=True), ("", [], []))
+        walk = os.walk(pending.pop(), onerror=unlisted.append, followlinks=True)
+        folder, folders, files = next(walk, ("", [], []))
         if not folder:
             continue  # not to be looked into
         status = os.stat(folder)
@@ -55,4 +60,12 @@ def files_below(root: Path, but: Collection[str] = ()) -> list[str]:
         pending += [os.path.join(folder, each) for each in reversed(searched)]
         above = Path(folder).relative_to(root)
         paths += [escape_path((above / file).as_posix()) for file in files]
+    there = [error for error in unlisted if not isinstance(error, FileNotFoundError)]
+    if there:
+        log.warning(
+            "%d folders below %s cannot be listed (%s): what they hold is left out.",
+            len(there),
+            root,
+            there[0].strerror,
+        )
     return sorted(paths)

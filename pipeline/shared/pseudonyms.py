@@ -108,7 +108,7 @@ def reveal_path(key: bytes, path: str) -> str:
 
 def relabelled(table: pa.Table, label: Callable[[str], str]) -> pa.Table:
     """Return a slice or file table with label(path) for each path."""
-    paths = table["path"]
+    paths = table["path"].fill_null("")  # of a table that lacks them
     chunks = []
     # Some at a time: Python's take ten times the room.
     for start in range(0, len(paths), _AT_ONCE):

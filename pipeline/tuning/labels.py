@@ -29,7 +29,7 @@ from pipeline.shared.texts import plain_number
 from pipeline.tuning.fold import Fold, TunedFold, fold_name
 from pipeline.tuning.goals import LabelGoal
 from pipeline.tuning.job import TuningJob, open_job
-from pipeline.tuning.launch import tune_fold
+from pipeline.tuning.launch import trained_again, tune_fold
 from pipeline.tuning.network import blocks_of
 from pipeline.tuning.options import TuningOptions
 from pipeline.tuning.training import TrainVal
@@ -99,7 +99,11 @@ def _tune_fold(job: TuningJob, cases: Cases, parts: Parts, name: str) -> _FoldAn
     # Made anew for each training, in each process: it remembers what it has observed.
     goal = functools.partial(LabelGoal, units, parts["val"], objective, job.settings, architecture)
     data = TrainVal(units, parts["train"], parts["val"])
-    fold = tune_fold(Fold(job, head, job.settings.features, data, goal, name))
+    begun = Fold(job, head, job.settings.features, data, goal, name)
+    chosen = tune_fold(begun)
+    # The network has learnt nothing of val, so that val may say where it calls.
+    on_val, val_there = _predict(chosen, parts["val"])
+    fold = trained_again(begun, chosen)
     proba, there = _predict(fold, test)
     # Behind the prediction: slices of test that cannot be used are known only now.
     notes += fold.notes
@@ -107,8 +111,6 @@ def _tune_fold(job: TuningJob, cases: Cases, parts: Parts, name: str) -> _FoldAn
         notes.append(f"{(~there).sum()} test units are not scored: none of their slices")
     if all(value is None for value in fold.tuned.history):
         notes.append("the last epoch is kept: all val units have the same labels")
-    # The network has learnt nothing of val, so that val may say where it calls.
-    on_val, val_there = _predict(fold, parts["val"])
     val = units.at(parts["val"][val_there])
     rule = cases.task.operating_point
     prediction = Prediction({"epoch": fold.tuned.epoch}, proba, on_val=on_val)

@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.multiprocessing import get_context
@@ -20,6 +21,7 @@ from pipeline.tuning.checkpoint import TrainingState
 from pipeline.tuning.fold import Fold, TunedFold
 from pipeline.tuning.options import ReportSteps, report_nothing
 from pipeline.tuning.ranks import Ranks
+from stores._disk import remove_folder
 from stores.errors import DeviceError, RadprobeError
 
 # Others wait while the first looks at val; one that died is seen by the parent, not by waiting.
@@ -29,8 +31,39 @@ _POLL_S = 0.2
 _START = "forkserver"
 
 
+# What is behind the name of a fold's network that val chose, until it is trained again.
+_CHOSEN = "-chosen"
+
+
 def tune_fold(fold: Fold) -> TunedFold:
-    """Train a fold's network, by one process or by several, and save it."""
+    """Train a fold's network on train, by one process or by several, until val ends it; save it."""
+    if fold.job.settings.refit == "none":
+        return _tuned(fold)
+    return _tuned(replace(fold, name=f"{fold.name}{_CHOSEN}"))
+
+
+def trained_again(fold: Fold, chosen: TunedFold) -> TunedFold:
+    """Return the network that tests: the one val chose, or where settings say so one of both parts.
+
+    That is trained anew on train and val, for as many epochs as val chose.
+    """
+    if fold.job.settings.refit == "none":
+        return chosen
+    data = fold.data
+    both = np.concatenate([data.train, data.val])
+    again = _tuned(replace(fold, data=replace(data, train=both, until=chosen.tuned.epoch)))
+    remove_folder(fold.job.saved / f"{fold.name}{_CHOSEN}")
+    tuned = again.tuned.model_copy(
+        update={
+            "history": chosen.tuned.history,
+            "resumed": chosen.tuned.resumed + again.tuned.resumed,
+            "seconds": chosen.tuned.seconds + again.tuned.seconds,
+        }
+    )
+    return replace(again, tuned=tuned)
+
+
+def _tuned(fold: Fold) -> TunedFold:
     if len(fold.job.devices) == 1:
         return TunedFold.of(fold)
     return TunedFold.of(fold, train_together(fold))

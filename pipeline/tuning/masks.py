@@ -25,7 +25,7 @@ from pipeline.shared.texts import plain_number
 from pipeline.tuning.fold import Fold, TunedFold, fold_name
 from pipeline.tuning.goals import MaskGoal, predict_masks
 from pipeline.tuning.job import TuningJob, open_job
-from pipeline.tuning.launch import tune_fold
+from pipeline.tuning.launch import trained_again, tune_fold
 from pipeline.tuning.options import TuningOptions
 from pipeline.tuning.training import TrainVal
 from stores.errors import ConfigError
@@ -139,7 +139,8 @@ def _tune_fold(
     goal = functools.partial(MaskGoal, cases.source, job.settings, job.recipe.architecture)
     train = _places(slices, parts["train"])
     val = _places(slices, parts["val"])
-    return tune_fold(Fold(job, head, "patch", TrainVal(slices, train, val), goal, name))
+    fold = Fold(job, head, "patch", TrainVal(slices, train, val), goal, name)
+    return trained_again(fold, tune_fold(fold))
 
 
 def _lost_units(

@@ -36,11 +36,15 @@ _ORDER, _SLICES, _AUGMENT, _DROPOUT = range(4)
 
 @dataclass(frozen=True)
 class TrainVal:
-    """The units (by number) that a network learns from, and those that say when to end."""
+    """The units (by number) that a network learns from, and those that say when to end.
+
+    until: after how many epochs it ends whatever is said, where val is learnt from as well.
+    """
 
     units: Units
     train: Rows
     val: Rows
+    until: int | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ class Training:
     def _ended(self, state: TrainingState) -> bool:
         """Return whether all epochs are done, or val has not become better for `patience`."""
         epochs = len(state.history)
-        if epochs == self.settings.epochs:
+        if epochs == self.settings.epochs or epochs == self.data.until:
             return True
         defined = any(value is not None for value in state.history)
         return defined and epochs - state.best >= self.settings.patience
@@ -129,7 +133,7 @@ class Training:
         while True:
             if step == self.steps_per_epoch * (scored + 1):
                 scored += 1
-                if self.ranks.first:
+                if self.ranks.first and self.data.until is None:
                     yield from self.all_of(self.data.val, "val", scored)
             if step == self.steps:
                 return
@@ -255,7 +259,15 @@ class Training:
     # --- looking -------------------------------------------------------------------------------
 
     def _validate(self, state: TrainingState, batches: Batches) -> None:
-        """Look at val, and keep the network where it is the best so far."""
+        """Look at val, and keep the network where it is the best so far.
+
+        Where val is learnt from as well, nothing is looked at, and the last is the best.
+        """
+        if self.data.until is not None:
+            state.history.append(None)
+            state.best = len(state.history)
+            checkpoint.save_best(self.checkpoints.folder, self.network, self.checkpoints.filing)
+            return
         self.network.switch_dropout(False)
         for batch in batches:
             self.goal.observe(self.network, batch)

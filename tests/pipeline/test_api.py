@@ -10,7 +10,7 @@ import yaml
 
 from pipeline import api
 from pipeline.shared.versions import UNKNOWN, version_of
-from stores.errors import PartsFailedError, StoreNotFoundError, WeightsError
+from stores.errors import ConfigError, PartsFailedError, StoreNotFoundError, WeightsError
 from tests.phantoms import volume, write_png, write_series
 from tests.pipeline.models import write_tiny_folder
 
@@ -69,6 +69,17 @@ def test_a_config_may_be_its_path_everywhere(config: api.Config) -> None:
     assert model.predict_proba(config.data.root).shape == (17, 2)
     with pytest.raises(TypeError, match="must be a path, or what load_config returns. Got dict"):
         api.extract({"store": "x"})  # type: ignore[arg-type]
+
+
+def test_a_word_that_is_none_is_refused_with_those_that_are(config: api.Config) -> None:
+    with pytest.raises(ConfigError, match=r"one of: cls, .*Got 'clss' instead. Did you mean 'cls'"):
+        api.data(config, "bright", features="clss")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="A task of this config must be one of: bright.*'dim'"):
+        api.data(config, "dim")
+    with pytest.raises(ConfigError, match=r"A method must be .*Got 'prob' instead. Did you mean"):
+        api.evaluate(config, ["prob"])
+    with pytest.raises(KeyError, match=r"no array 'clss'. It has: cls, mean\."):
+        api.features(config.store, "clss")
 
 
 def test_a_loader_of_torch_takes_them_in_any_order(config: api.Config) -> None:

@@ -210,6 +210,24 @@ def test_masks_that_are_not_there_are_named_and_tokens_that_are_not_kept(tmp_pat
     ]
 
 
+@pytest.mark.parametrize(
+    ("outputs", "says"),
+    [
+        (
+            {"keep": ["cls", "patch"]},
+            "Nothing is answered by probe, of cls+mean, which is not kept: write `outputs: {keep: "
+            "[cls, patch, mean]}`, or e.g. `probe: {features: cls}`.",
+        ),
+        ({"keep": ["cls", "mean", "patch"]}, None),
+    ],
+)
+def test_features_that_heads_read_and_that_are_not_kept_are_named(
+    tmp_path: Path, outputs: dict[str, Any], says: str | None
+) -> None:
+    lines = look_ahead(make_project(tmp_path, all_rows(), outputs=outputs)).lines()
+    assert [line for line in lines if "not kept" in line] == ([says] if says else [])
+
+
 def with_masks(root: Path, masks: dict[str, Any]) -> Outlook:
     """Return the outlook of a config that segments and asks nothing else."""
     config = make_project(root, all_rows(), segment={"knn": {"method": "knn"}}, masks=masks)

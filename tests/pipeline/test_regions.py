@@ -14,40 +14,59 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pyarrow as pa
+import pydicom
 import pytest
 import yaml
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
+from pipeline.annotations.regions import Regions
 from pipeline.cli import app as cli
+from pipeline.config.data import Data
 from pipeline.config.loading import load_config
+from pipeline.config.regions import RegionChoice
 from pipeline.config.root import Config
+from pipeline.config.segmentation import Masks
 from pipeline.config.tuning import NormTune
 from pipeline.evaluate import evaluate
 from pipeline.evaluation.pooling import read_features
 from pipeline.evaluation.questions import cases_of
+from pipeline.evaluation.slice_weights import most_heeded, read_slice_weights
 from pipeline.fitted.fit import fit
 from pipeline.fitted.predict import predictions
+from pipeline.io.decode import read_slices
 from pipeline.outlook import outlook_of
+from pipeline.recipe import Preprocess
 from pipeline.report.page import write_report
 from pipeline.results import Result
 from pipeline.segmentation.coverage import coverage
 from pipeline.segmentation.crops import write_crops
+from pipeline.segmentation.dicom_writer import segmentation
 from pipeline.segmentation.geometry import shown
 from pipeline.segmentation.patch_search import search_patches
 from pipeline.segmentation.region_outlook import regions_ahead
+from pipeline.segmentation.region_sources import BoxRegions
 from pipeline.segmentation.regions import update_regions
 from pipeline.shared.pseudonyms import Names
 from pipeline.tune import tune
+from pipeline.types import Plane, Slice
 from stores.errors import ConfigError, CorruptStoreError, LabelError
 from stores.features import FeatureStore
 from stores.purge import purge, withdraw
 from stores.slices import with_column
 from stores.verify import verify
-from tests.phantoms import volume, write_nifti_of_series, write_png, write_series
+from tests.phantoms import (
+    volume,
+    write_nifti_of_series,
+    write_png,
+    write_series,
+    write_structures,
+)
+from tests.pipeline.annotations.test_contours import outlines
 from tests.pipeline.collection import write_csv
 from tests.pipeline.tokens import PATCH, config_of, token_store
 
@@ -702,3 +721,155 @@ def test_a_table_of_no_box_says_so(ct: tuple[Path, NDArray[np.uint8]], tmp_path:
     boxes = {"nodules": config.boxes["nodules"].model_copy(update={"file": tmp_path / "boxes.csv"})}
     with pytest.raises(LabelError, match="No box of .* data row 1: its image is not in the store"):
         update_regions(config.model_copy(update={"boxes": boxes}))
+
+
+# Of a voxel, mm to the patient's left, posterior and superior: i runs to superior, j to the right.
+LPS_OF_VOXEL = np.array([[0, -1.5, 0, 9.0], [0, 0, 2.0, -12.0], [3.0, 0, 0, 40.0], [0, 0, 0, 1]])
+
+
+@pytest.mark.parametrize("unit", ["LPS", "RAS"])
+@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+def test_boxes_in_the_patient_are_where_the_files_say(
+    tmp_path: Path, plane: Plane, unit: str
+) -> None:
+    shape = (7, 9, 11)
+    (tmp_path / "images").mkdir()
+    voxels = np.arange(np.prod(shape), dtype=np.int16).reshape(shape)
+    affine = np.diag([-1.0, -1, 1, 1]) @ LPS_OF_VOXEL
+    nib.save(nib.Nifti1Image(voxels, affine), tmp_path / "images/p1.nii.gz")
+    nib.save(nib.Nifti1Image(voxels, affine @ turned(20)), tmp_path / "images/p2.nii.gz")
+    box = {"x0": -2.0, "x1": 4.4, "y0": -7, "y1": 3, "z0": 42.0, "z1": 53}  # LPS
+    in_unit = box
+    if unit == "RAS":
+        in_unit = box | {"x0": -4.4, "x1": 2.0, "y0": -3, "y1": 7}
+    rows = [{"path": f"p{i}.nii.gz", "what": "nodule"} | in_unit for i in (1, 2)]
+    columns = {name: [row[name] for row in rows] for name in BOX_COLUMNS}
+    write_csv(tmp_path / "boxes.csv", **columns)
+    data = Data(root=tmp_path / "images", modality={"**": "CT"})
+    settings = {"preprocess": Preprocess(plane=plane), "data": data}
+    config = box_config(tmp_path, unit).model_copy(update=settings)
+    source = BoxRegions.of(config, token_store(config), config.boxes["nodules"])
+    places = np.stack(np.unravel_index(voxels.ravel(), shape))
+    lps = LPS_OF_VOXEL[:3, :3] @ places + LPS_OF_VOXEL[:3, 3:]
+    inside = np.ones(voxels.size, bool)
+    for along, name in zip(lps, "xyz", strict=True):
+        inside &= (box[f"{name}0"] < along) & (along < box[f"{name}1"])
+    found = []
+    for row in source.rows.tolist():
+        frame = source.slices[row].frame
+        (item,) = read_slices(tmp_path / "images/p1.nii.gz", [frame], plane)
+        assert isinstance(item, Slice)
+        top, bottom, left, right = source.rectangle(row, "nodule", 1)
+        found += item.pixels[top:bottom, left:right].astype(int).ravel().tolist()
+    assert sorted(found) == np.flatnonzero(inside).tolist()
+    assert "data row 2: its volume does not say how it lies, or lies askew" in source.faults[0]
+
+
+def turned(degrees: float) -> NDArray[np.float64]:
+    """Return what turns voxels about their third axis."""
+    angle = np.deg2rad(degrees)
+    turn = np.eye(4)
+    turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    return turn
+
+
+def test_boxes_in_the_patient_are_the_same_of_a_series_and_its_nifti(tmp_path: Path) -> None:
+    found = []
+    for kind in ("dicom", "nifti"):
+        root = tmp_path / kind
+        (root / "images").mkdir(parents=True)
+        if kind == "dicom":
+            write_series(root / "images/p1", volume())
+        else:
+            write_nifti_of_series(root / "images/p1.nii", volume())
+        rows = {"x0": [-28.0], "x1": [-20], "y0": [-35], "y1": [-30.5], "z0": [101], "z1": [108]}
+        write_csv(root / "boxes.csv", path=["p1" if kind == "dicom" else "p1.nii"],
+                  what=["nodule"], **rows)  # fmt: skip
+        config = box_config(root, "LPS")
+        source = BoxRegions.of(config, token_store(config), config.boxes["nodules"])
+        assert source.faults == []
+        found.append([source.rectangle(row, "nodule", 1) for row in source.rows.tolist()])
+    assert found[0] == found[1]
+    assert len(found[0]) == 3  # at 102.5, 105 and 107.5 mm
+
+
+# --- masks of DICOM, and regions of several slices -----------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["segmentation", "structure set"])
+def test_structures_of_dicom_are_the_regions_of_the_same_nifti(
+    ct: tuple[Path, NDArray[np.uint8]], tmp_path: Path, kind: str
+) -> None:
+    labels = ct[1]
+    files = write_series(tmp_path / "images" / "p1", volume(), FrameOfReferenceUID="1.2.3")
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    write_nifti_of_series(masks / "ct.nii.gz", labels)
+    if kind == "segmentation":
+        datasets = [pydicom.dcmread(file) for file in files]
+        segments = segmentation(datasets, list(labels), ("background", *VALUES.values()))
+        segments.save_as(masks / "any.dcm")
+    else:
+        drawn = {name: outlines(labels == value) for value, name in VALUES.items()}
+        write_structures(masks / "any.dcm", files, drawn)
+    write_csv(tmp_path / "labels.csv", path=["p1"], site=["a"])
+    found = []
+    for source in (
+        {"files": {"**": "ct.nii.gz"}, "values": VALUES},
+        {"by": "uid", "values": {name: name for name in VALUES.values()}},
+    ):
+        config = ct_config(tmp_path, "mean")
+        config = config.model_copy(
+            update={"masks": {"organs": Masks(root=masks, **source)}}  # type: ignore[arg-type]
+        )
+        token_store(config)
+        update_regions(config)
+        (cases,) = cases_of(config)
+        regions = Regions.of(config, cases.store, RegionChoice(masks="organs"))
+        found.append(regions.index.select(["row", "structure", "pixels", "coverage"]).to_pylist())
+    assert found[0] == found[1]
+    assert {each["structure"] for each in found[0]} == {*VALUES.values(), None}
+
+
+def test_attention_weighs_the_slices_of_a_region(tmp_path: Path) -> None:
+    """Of half the patients one of the four slices that the lesion is in is bright."""
+    rng = np.random.default_rng(5)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    bright = {}
+    for i in range(24):
+        voxels = rng.normal(0, 30, (28, 28, 7))
+        mask = np.zeros(voxels.shape, np.uint8)
+        mask[4:18, 6:22, 1:5] = 1
+        if i % 2:
+            bright[f"p{i:02}.nii"] = int(rng.integers(1, 5))
+            voxels[4:18, 6:22, bright[f"p{i:02}.nii"]] += 300
+        voxels[20:, :, :] += rng.normal(0, 300, 7)  # beside it, and of no meaning
+        for folder, values in (("images", voxels.astype(np.int16)), ("masks", mask)):
+            nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / folder / f"p{i:02}.nii")
+    names = [f"p{i:02}.nii" for i in range(24)]
+    write_csv(tmp_path / "labels.csv", path=names, sick=[i % 2 for i in range(24)])
+    config = config_of(
+        tmp_path,
+        masks={"lesions": {"files": {"**": "{name}"}, "values": "lesion"}},
+        data={"root": tmp_path / "images", "modality": {"**": "CT"}, "patient": r"(p\d+)",
+              "paths": "keep"},
+        labels={"file": tmp_path / "labels.csv"},
+        split={"kind": "kfold", "folds": 3, "allow": ["near-duplicates"]},
+        tasks={"sick": {"labels": ["sick"], "level": "region", "region": {"masks": "lesions"}}},
+        attention={"epochs": 10, "hidden": 8, "rate": 1e-2},
+    )  # fmt: skip
+    store = token_store(config)
+    update_regions(config)
+    (result,) = evaluate(config, ["attention"])
+    assert result.features == "region-mean"
+    assert result.main_score.metrics["auroc"].value > 0.9
+    table = read_slice_weights(store, result)
+    assert table is not None
+    # Of each region the four slices that it is in, and no others.
+    assert table.num_rows == 4 * len(set(table["unit"].to_pylist())) == 4 * 24
+    slices = Names(store.path, "keep").revealed(store.slices())
+    heeded = [slices.slice(row, 1).to_pylist()[0] for ((row, _),) in most_heeded(table, 1).values()]
+    right = [bright[each["path"]] == each["frame"] for each in heeded if each["path"] in bright]
+    assert len(right) == 12
+    assert np.mean(right) > 0.9

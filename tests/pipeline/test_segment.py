@@ -9,6 +9,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -27,6 +28,7 @@ from pipeline.config.loading import load_config
 from pipeline.config.root import Config
 from pipeline.config.segmentation import Segment
 from pipeline.config.segmentation_heads import SEGMENTATION_HEADS, SegmentationHead
+from pipeline.evaluation import result_files
 from pipeline.evaluation.result_files import write_tidy
 from pipeline.results import Segmented
 from pipeline.segment import segment
@@ -42,7 +44,7 @@ from pipeline.segmentation.scores import (
     summarise,
 )
 from pipeline.shared.pseudonyms import Names
-from stores.errors import ConfigError, DeviceError, LabelError, OccupiedError
+from stores.errors import ConfigError, CorruptStoreError, DeviceError, LabelError, OccupiedError
 from tests.pipeline.tokens import config_of, token_store
 
 C = 4
@@ -366,6 +368,25 @@ def test_what_cannot_be_written_is_counted_and_named(tmp_path: Path) -> None:
     assert [each.row for each in failed] == [gone.rows[0]]
     assert paths[gone.rows[0]] not in failed[0].source  # paths are hidden
     assert sum(path.name.endswith(".nii.gz") for path in written) == answer.counts["test"].units - 1
+
+
+def test_predicted_masks_that_lack_a_slice_are_corrupt(tmp_path: Path) -> None:
+    config = write_volumes(tmp_path)
+    token_store(config)
+    segment(config)
+    cases = SegmentationCases.of(config, "organ")
+    path = cases.path("near").with_suffix(".masks.parquet")
+    sound = pq.read_table(path)
+    result_files.write_table(path, sound.slice(1))
+    with pytest.raises(CorruptStoreError, match="has no masks of 1 rows that were scored"):
+        read_predicted(cases, "near")
+    units = cases.path("near").with_suffix(".units.parquet")
+    table = pq.read_table(units)
+    strange = pa.array([f"x{unit}" for unit in table["unit"].to_pylist()])
+    result_files.write_table(units, table.set_column(0, "unit", strange))
+    result_files.write_table(path, sound)
+    with pytest.raises(CorruptStoreError, match="not as a store has it"):
+        write_predictions(config, tmp_path / "out")
 
 
 def test_heads_stand_side_by_side_in_the_tidy_table(tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ from pipeline.evaluation.result_files import read_predictions
 from pipeline.extract import extract
 from pipeline.extraction.embed import Speed
 from pipeline.extraction.withdrawal import find_patient
+from pipeline.fitted.kinds import fit_model
+from pipeline.fitted.model import Model
 from pipeline.recipe import Recipe
 from pipeline.results import Result
 from pipeline.tune import tune
@@ -418,11 +420,14 @@ def test_the_probes_head_is_where_lp_ft_begins(collection: Path) -> None:
 
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     path = write_collection(tmp_path, patients=14)
+    content = yaml.safe_load(path.read_text())
+    content["lora"]["refit"] = "train+val"
+    path.write_text(yaml.safe_dump(content))
     config = load_config(path)
     extract(config, Speed(workers=0))
     options = ["--method", "lora", "--device", "cpu", "--workers", "0", "--checkpoint-s", "0"]
     process = WarmProcess(COMMAND, "tune", str(path), *options, environment=environment())
-    until(lambda: list((config.store / "runs").glob("lora-*/all/checkpoint.safetensors")))
+    until(lambda: list((config.store / "runs").glob("lora-*/all-chosen/checkpoint.safetensors")))
     process.kill()
     process.communicate()
     assert not list((config.store / "results").glob("*"))
@@ -434,6 +439,30 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     assert straight.tuned[0].resumed == 0
     assert straight.tuned[0].identity == resumed.tuned[0].identity
     assert straight.scores == resumed.scores
+
+
+def test_it_may_be_trained_again_on_train_and_val(collection: Path, tmp_path: Path) -> None:
+    """By the epochs that val chose, where the first network still says where cases are called."""
+    block = {"epochs": 3, "batch": 16, "augment": "none", "rate": 1e-2}
+    plain: dict[str, Any] = dict.fromkeys(EACH)
+    config = config_of(collection, **plain | {"bitfit": block})
+    (once,) = tune(config, device="cpu", workers=0)
+    config = config_of(collection, **plain | {"bitfit": {**block, "refit": "train+val"}})
+    (twice,) = tune(config, device="cpu", workers=0)
+    assert not twice.cached
+    assert ("refit" in once.settings, twice.settings["refit"]) == (False, "train+val")
+    (chosen,), (again,) = once.tuned, twice.tuned
+    assert (again.history, again.epoch) == (chosen.history, chosen.epoch)
+    assert again.identity != chosen.identity
+    folder = config.store / again.weights
+    assert [each.name for each in folder.parent.iterdir()] == ["all"]
+    assert twice.main_score.operating_points == once.main_score.operating_points
+    model = fit_model(config, tmp_path / "model", method="bitfit", device="cpu")
+    assert isinstance(model, Model)
+    (point,) = twice.main_score.operating_points[""]
+    assert model.record.thresholds == {"1": pytest.approx(point)}
+    # Val has been learnt, and says nothing of how far its probabilities are from right.
+    assert model.record.calibration is None
 
 
 def test_gradients_add_up_to_the_batch_and_folds_test_every_unit(collection: Path) -> None:

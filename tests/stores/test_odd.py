@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -19,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.shared.pseudonyms import load_key
-from stores import FeatureStore, manifest
+from pipeline.shared.pseudonyms import load_key, relabelled
+from stores import FeatureStore, manifest, parquet_file
 from stores._disk import (
     CHECKSUM,
     seal,
@@ -32,11 +33,12 @@ from stores._disk import (
 )
 from stores.errors import ConfigError, CorruptStoreError, StoreError
 from stores.filed_tables import read_filed_table
+from stores.parquet_file import ParquetFile
 from stores.purge import purge_all, withdraw
 from stores.receipt import receipt_name
 from stores.slices import FILE_SCHEMA, SLICE_SCHEMA, table_bytes
 from stores.verify import repair, verify
-from tests.stores.conftest import fill, numbered
+from tests.stores.conftest import fill, numbered, slice_table
 
 Edit = Callable[[Any], Any]
 
@@ -390,3 +392,108 @@ def test_what_is_no_file_is_damage_and_holds_nothing_up(
         with contextlib.suppress(StoreError):
             repair(store.path)
         assert time.monotonic() - began < 5, name
+
+
+# --- Parquet files that ask for more than they are ----------------------------------------------
+
+
+def parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def with_values(name: str, values: pa.Array) -> pa.Table:
+    table = numbered(len(values))
+    return table.set_column(table.schema.get_field_index(name), name, values)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("path", pa.array(["x" * 2**16] * 2**11)),
+        ("flags", pa.array([["x" * 2**15] * 2] * 2**11, pa.list_(pa.string()))),
+        ("flags", pa.array([[""] * 2**14] * 2**10, pa.list_(pa.string()))),
+        ("tags", pa.array([[("k", "x" * 2**16)]] * 2**11, SLICE_SCHEMA.field("tags").type)),
+    ],
+)
+def test_a_table_that_asks_for_much_more_than_its_bytes_is_not_decoded(
+    store: FeatureStore, name: str, values: pa.Array
+) -> None:
+    data = parquet(with_values(name, values))
+    assert len(data) < 2**18
+    put(store, "slices.parquet", data)
+    before = pa.total_allocated_bytes()
+    with pytest.raises(CorruptStoreError, match="asks for more"):
+        FeatureStore.open(store.path).tables()
+    pool = pa.default_memory_pool()
+    assert pool.max_memory() - before < 2**28
+    assert not verify(store.path).sound
+
+
+def test_what_a_footer_says_of_sizes_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet_file, "FREE_BYTES", 0)
+    monkeypatch.setattr(parquet_file, "BYTES_A_BYTE", 10)
+    data = parquet(pa.table({"row": np.zeros(2**14, np.int64)}))
+    with pytest.raises(CorruptStoreError, match="asks for more"):
+        ParquetFile(data).read(["row"])
+    # Headers of pages that are none are no pages.
+    for place in range(4, 40, 3):
+        damaged = bytearray(data)
+        damaged[place] ^= 0xFF
+        with pytest.raises((CorruptStoreError, pa.ArrowException, OSError)):
+            ParquetFile(bytes(damaged)).read()
+
+
+@pytest.mark.parametrize("rows", [1, 10_000])
+def test_tables_of_volumes_stay_far_below_the_bound(rows: int) -> None:
+    """Frames of regular volumes, whose rows differ in next to nothing, come closest to it."""
+    table = slice_table([(row, "hidden" * 20) for row in range(rows)], series="s" * 16)
+    file = ParquetFile(table_bytes(table))
+    assert file.read() == table
+    assert table.nbytes < max(parquet_file.BYTES_A_BYTE * len(table_bytes(table)) / 2, 2**20)
+
+
+def test_text_of_another_width_is_read_as_text(store: FeatureStore) -> None:
+    wide = pa.array([f"f{i}" for i in range(20)], pa.large_string())
+    put(store, "slices.parquet", parquet(with_values("path", wide)))
+    assert store.slices()["path"].to_pylist() == numbered(20)["path"].to_pylist()
+    assert store.slices().schema == SLICE_SCHEMA
+
+
+def test_rows_without_a_path_have_an_empty_one_for_peoples_eyes(store: FeatureStore) -> None:
+    put(store, "slices.parquet", parquet(with_values("path", pa.nulls(20, pa.string()))))
+    assert relabelled(store.slices(), str)["path"].to_pylist() == [""] * 20
+
+
+def test_rows_that_do_not_ascend_are_corrupt(store: FeatureStore) -> None:
+    put(store, "slices.parquet", table_bytes(numbered(20)[::-1]))
+    with pytest.raises(CorruptStoreError, match="ascending"):
+        store.live_rows()
+    assert not verify(store.path).sound
+
+
+# --- folders that may not be looked into ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["results", "parts", "splits", "runs"])
+def test_a_folder_that_is_not_to_be_seen_is_no_empty_one(
+    store: FeatureStore, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index in range(3):
+        fill(store, index)
+    withdraw(store, "p")
+    (store.path / name).mkdir(exist_ok=True)
+    real = os.scandir
+
+    def scandir(path: str | Path) -> Any:
+        if Path(path) == store.path / name:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    use = store.fingerprint if name == "parts" else functools.partial(purge_all, store, "p")
+    with pytest.raises(CorruptStoreError, match="may not be looked into"):
+        use()
+    assert not verify(store.path).sound

@@ -15,6 +15,7 @@ from stores import FeatureStore
 from stores._disk import seal, temporary_name, unseal, write_checked
 from stores.duplicates import Twins
 from stores.errors import CorruptStoreError, StoreNotFoundError
+from stores.purge import withdraw
 from stores.verify import Finding, repair, verify
 from tests.stores.conftest import fill, slice_table
 
@@ -147,6 +148,22 @@ def test_wrong_values_are_damage(
     rewrite(full, set_value(name, 3, value))
     details = {finding.kind: finding.detail for finding in verify(full.path).findings}
     assert details[kind] == detail
+
+
+def test_a_withdrawn_row_that_was_never_read_holds_nothing(full: FeatureStore) -> None:
+    def vanish(arrays: dict[str, np.ndarray]) -> None:
+        arrays["status"][3] = 2
+        for name in ("cls", "mean"):
+            arrays[name][3] = np.nan
+        for name in ("file_digest", "pixel_digest"):
+            arrays[name][3] = 0
+
+    rewrite(full, vanish)
+    withdraw(full, rows=np.array([3]), files={})
+    assert verify(full.path).findings == []
+    withdraw(full, rows=np.array([3, 4]), files={})
+    (finding,) = verify(full.path).findings
+    assert finding.detail.startswith("1 withdrawn rows hold numbers or digests")
 
 
 def test_suspicious_values_are_noticed_and_no_damage(full: FeatureStore) -> None:

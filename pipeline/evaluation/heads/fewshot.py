@@ -184,6 +184,7 @@ def score(model: Supports, x: Floats, test: Rows) -> Predicted:
     if model.units.kind == "regression":
         note = "few-shot episodes need classes: a number has none"
         return Predicted(notes=[note], scores=[], applies=False)
+    # Once for all shots: they draw from the same patients.
     features = _Features(x, model.centre)
     problems = {}
     for name, members in _problems(model.units):

@@ -77,7 +77,8 @@ class IntervalRules:
     interval is so many standard errors on a scale (`interval_on`), and no percentiles. shares: the
     lowest value of each metric that is a share of patients, or a mean of such, the highest being 1
     (`score_bounds`). bounded: the same of each metric that lies between two ends at all, whose
-    draws may all agree (`_where_draws_agree`). of_difference: that values are those of one model
+    draws may all agree (`_where_draws_agree`). ends: what no metric of a name can lie beyond, below
+    and above. of_difference: that values are those of one model
     less those of another. fewest: by metric, of how many patients at least there is an interval;
     of one there never is.
     """
@@ -88,6 +89,7 @@ class IntervalRules:
     scales: Mapping[str, Scale] = field(default_factory=dict)
     shares: Mapping[str, float] = field(default_factory=dict)
     bounded: Mapping[str, float] = field(default_factory=dict)
+    ends: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     of_difference: bool = False
     fewest: Mapping[str, float] = field(default_factory=dict)
 
@@ -136,7 +138,7 @@ def bootstrap(
             agreed.add(key)
             among = wrong_among if rules.of_difference else min(patients, everyone)
             metric = _where_draws_agree(name, metric, among, rules)
-        metrics[key] = metric
+        metrics[key] = _within_ends(name, metric, rules)
     # Of the labels first: what is of all of them is made of these.
     for key in sorted(metrics, key=lambda each: each[1] == ""):
         if key[0] == "balanced_accuracy":
@@ -206,6 +208,7 @@ def _with_interval(
         return interval_on(rules.scales[name], value, error, reach)
     lowest = lowest_percentile(patients)
     low, high = np.nanpercentile(drawn, [lowest, 100 - lowest]).tolist()
+    # Draws of patients know nothing of how folds differ by what they were trained on.
     if rules.folds > 1:
         middle = float(np.nanmean(drawn))
         wider = fold_widening(name, rules.folds)
@@ -343,6 +346,14 @@ def _reaches(metrics: Iterable[Metric]) -> tuple[list[float], list[float]]:
 
 def _distance(parts: Sequence[float]) -> float:
     return math.sqrt(sum(part**2 for part in parts))
+
+
+def _within_ends(name: str, metric: Metric, rules: IntervalRules) -> Metric:
+    """Return a metric whose interval, wider for few patients, says nothing impossible."""
+    if name not in rules.ends or metric.low is None or metric.high is None:
+        return metric
+    least, most = rules.ends[name]
+    return metric.model_copy(update={"low": max(least, metric.low), "high": min(most, metric.high)})
 
 
 def _within_bounds(

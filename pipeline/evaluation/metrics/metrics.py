@@ -60,6 +60,13 @@ SHARES: dict[str, float] = {
 }
 # The metrics that lie between two ends, and the lower one; the upper one is 1.
 BOUNDED = SHARES | {"ece": 0.0, "correlation": -1.0}
+# What an error, and what is explained, cannot lie beyond.
+ENDS: dict[str, tuple[float, float]] = {
+    "mae": (0.0, np.inf),
+    "rmse": (0.0, np.inf),
+    "r2": (-np.inf, 1.0),
+    "correlation": (-1.0, 1.0),
+}
 # Permuted labels count towards p where they do as well as the true ones, but for rounding.
 ROUNDING = 1e-12
 CHANCE = 0.5
@@ -101,6 +108,7 @@ def score(
             folds=folds,
             shares=SHARES,
             bounded=BOUNDED,
+            ends=ENDS,
             fewest=_fewest(folds),
         ),
     )
@@ -108,6 +116,7 @@ def score(
     overall: dict[str, Metric] = {}
     by_label: dict[str, dict[str, Metric]] = {}
     for (name, label), metric in metrics.items():
+        # Metrics are frozen, as answers on file are made of them.
         if name == "auroc" and label in p:
             metric = metric.model_copy(update={"p": p[label]})
         into = by_label.setdefault(label, {}) if label else overall

@@ -84,6 +84,7 @@ def read_nrrd_text(path: Path) -> VolumeText:
         raise UnreadableError("unsupported", "an encoding other than raw, gzip or text")
     if "spacings" in fields:
         _check_spacings(fields["spacings"])
+    # Of a detached header the voxels lie beside it, and nowhere else.
     name = fields.get("data file")
     data = path if name is None else data_file(path, name)
     needed = math.prod(sizes) * itemsize

@@ -14,6 +14,7 @@ import numpy as np
 from nibabel.affines import obliquity
 from numpy.typing import NDArray
 
+from pipeline.io.formats.reorientation import OBLIQUE
 from pipeline.types import Header, Plane
 
 Voxels = NDArray[Any]
@@ -21,8 +22,6 @@ Affine = NDArray[np.float64]  # (4, 4): voxel -> mm, RAS
 
 # Axis of the RAS array that the slices of a plane follow, and its direction along their normal.
 AXIS: dict[Plane, int] = {"axial": 2, "coronal": 1, "sagittal": 0}
-# Beyond this angle between volume and patient axes (radians, 1 degree) a volume is oblique.
-OBLIQUE = 0.0175
 
 
 def is_oblique(affine: Affine) -> bool:

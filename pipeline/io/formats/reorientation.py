@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.types import Header
+from pipeline.types import Header, Plane
 
 Floats = NDArray[np.float64]
 Pixels = NDArray[np.float32]  # (H, W)
@@ -20,6 +20,8 @@ _SHOWN = {
     1: ((1, 0, 0), (0, 0, -1)),
     0: ((0, 1, 0), (0, 0, -1)),
 }
+
+_NORMAL: dict[Plane, int] = {"sagittal": 0, "coronal": 1, "axial": 2}
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,34 @@ class Reorientation:
         if along_turned:
             way += axes[0] * (width - 1) * spacing[1]
         return way
+
+
+# Beyond this angle (radians, 1 degree) axes are not those of the patient.
+OBLIQUE = 0.0175
+
+
+def shown_axes(header: Header, plane: Plane) -> Floats | None:
+    """Return (3, 3): along the rows, down the columns and the normal of a slice, as it is shown.
+
+    They are the patient's (LPS). None where the slice lies askew to these, or does not say how it
+    lies. plane: that files of voxels are cut along, whose headers have no axes of their own.
+    """
+    if header.axes is None:
+        if header.position_mm is None or "oblique" in header.flags:
+            return None
+        return _along(_NORMAL[plane])
+    axes = axes_of(header.axes)
+    if axes is None:
+        return None
+    shown = _along(int(np.abs(axes[2]).argmax()))
+    askew = np.abs(Reorientation.of(axes).axes(axes) - shown).max()
+    return shown if askew <= OBLIQUE else None
+
+
+def _along(axis: int) -> Floats:
+    """Return the axes of a plane as it is shown; axis: that its normal follows."""
+    along, down = np.array(_SHOWN[axis], np.float64)
+    return np.stack([along, down, np.cross(along, down)])
 
 
 def axes_of(cosines: Sequence[float]) -> Floats | None:

@@ -53,9 +53,11 @@ def time_points(group: list[Place]) -> list[list[Place]]:
             for part in sorted(parts, key=_begin):
                 volumes.extend(time_points(part))
             return volumes
+    # No value of a header tells them apart: what is left is when each was taken.
     together = sorted(group, key=along_normal)
     if not _repeats(stacks):
         return [together]
+    # What is surest first: a time of the heart, of the scanner, then of the file, then its number.
     for layers in (
         _ranks(stacks, _TRIGGER),
         _ranks(stacks, _ACQUIRED),

@@ -230,6 +230,14 @@ def test_values_are_named_and_may_share_a_name(tmp_path: Path) -> None:
     kept = kept_of(tmp_path, {"files": {"**": "{name}"}, "values": names})
     assert kept.classes == ("background", "lung", "heart")
     assert np.array_equal(kept.labels(0), np.array([0, 1, 2, 1], np.uint8)[values])
+    quoted = {str(value): name for value, name in names.items()}
+    again = kept_of(tmp_path, {"files": {"**": "{name}"}, "values": quoted})
+    assert again.digest == kept.digest
+    # Labels are kept by the order of names: in another, what is kept is of none of them.
+    turned = {2: "heart", 1: "lung", 3: "lung"}
+    kept = kept_of(tmp_path, {"files": {"**": "{name}"}, "values": turned})
+    assert kept.classes == ("background", "heart", "lung")
+    assert np.array_equal(kept.labels(0), np.array([0, 2, 1, 2], np.uint8)[values])
 
 
 def test_masks_join_by_a_column_of_the_table(tmp_path: Path) -> None:
@@ -593,5 +601,7 @@ def test_settings_say_what_they_lack() -> None:
         Masks(values="lung")
     with pytest.raises(ValueError, match="joined by uid take no `files`"):
         Masks(values="lung", by="uid", files={"**": "{name}"})
+    with pytest.raises(ValueError, match="each value once. Got 1 twice"):
+        Masks(values={1: "lung", "1": "heart"}, files={"**": "{name}"})
     with pytest.raises(ValueError, match="1 to 255 structures"):
         Masks(values={0: "background"}, files={"**": "{name}"})

@@ -17,7 +17,7 @@ from pipeline.recipe import (
     recipe_of,
 )
 from stores import ArraySpec, FeatureStore
-from stores.errors import ConfigError
+from stores.errors import ConfigError, CorruptStoreError
 
 MINIMAL = "data: {root: images}\nstore: store\n"
 VIT = Architecture(dim=384, depth=12, heads=6)
@@ -177,6 +177,14 @@ def test_the_recipe_of_a_store_is_parsed_once(tmp_path: Path) -> None:
     store = FeatureStore.create(tmp_path / "store", recipe.canonical(), arrays, 8)
     assert recipe_of(store) == recipe
     assert recipe_of(FeatureStore.open(store.path)) is recipe_of(store)
+
+
+@pytest.mark.parametrize("text", ['{"preprocess": true}', "[]", '{"outputs": [NaN]}', "5"])
+def test_a_recipe_of_a_stranger_is_corrupt(tmp_path: Path, text: str) -> None:
+    arrays = {"mean": ArraySpec((6,), "float16")}
+    store = FeatureStore.create(tmp_path / "store", text, arrays, 8)
+    with pytest.raises(CorruptStoreError, match="is no recipe of this version"):
+        recipe_of(store)
 
 
 def test_patch_tokens_as_ever_leave_the_digest_as_it_was() -> None:

@@ -21,6 +21,7 @@ from stores.export import SEAL, seal_of
 from stores.slices import SLICE_SCHEMA, with_column
 from stores.verify import verify
 from tests.pipeline.collection import make_store
+from tests.stores.test_disk import no_file_above
 
 N = 6
 
@@ -110,6 +111,19 @@ def test_what_cannot_be_exported_is_said_and_nothing_is_left(
     with pytest.raises(ConfigError, match=match):
         export_store(store.path, tmp_path / "out" / "x", to, array, blocks)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("size", [50, 700, 70_000])
+@pytest.mark.parametrize("to", ["h5", "npy", "parquet", "faiss"])
+def test_an_export_that_the_disk_does_not_take_is_said_and_leaves_nothing(
+    tmp_path: Path, to: str, size: int
+) -> None:
+    cls = np.random.default_rng(0).standard_normal((200, 4, 64)).astype(np.float16)
+    store = make_store(tmp_path / "store", cls, [{"patient": f"p{i}"} for i in range(200)])
+    with no_file_above(size), pytest.raises(UnwritableError, match="may not grow so large"):
+        export_store(store.path, tmp_path / "out/x", to, "cls", 4)
+    assert list((tmp_path / "out").iterdir()) == []
+    assert export_store(store.path, tmp_path / "out/x", to, "cls", 4) == 200
 
 
 @pytest.mark.parametrize("to", ["h5", "npy", "parquet", "faiss"])

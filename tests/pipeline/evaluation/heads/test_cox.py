@@ -61,6 +61,7 @@ def collection(root: Path, seed: int = 0) -> Path:
         "store": "store",
         "labels": {"file": "labels.csv"},
         "tasks": {"death": {**TASK, "positive": "dead", "subgroups": ["sex"]}},
+        "cox": {"steps": 2},
     }
     (root / "c.yaml").write_text(yaml.safe_dump(config))
     return root
@@ -72,7 +73,7 @@ def test_the_known_hazard_comes_back() -> None:
         units_of(np.zeros(2000, int) + 1), y=truth.y, kind="survival", classes=("died",)
     )
     parts = {name: rows for name, rows in thirds(2000).items() if name != "test"}
-    model = fit(FitInput(x, units, parts, CoxSettings()))
+    model = fit(FitInput(x, units, parts, CoxSettings(steps=2)))
     assert model.coef is not None
     np.testing.assert_allclose(model.coef[:2], TRUE, atol=0.08)
     np.testing.assert_allclose(model.coef[2:], 0, atol=0.08)
@@ -98,7 +99,7 @@ def test_evaluate_asks_cox_of_survival_alone(tmp_path: Path, kind: str) -> None:
         "death": {**TASK, "positive": "dead", "subgroups": ["sex"]},
         "sex": {"labels": ["sex"]},
     }
-    config = config_of(root, tasks=tasks, split={"kind": kind})
+    config = config_of(root, tasks=tasks, split={"kind": kind, "folds": 3}, cox={"steps": 2})
     answers = evaluate(config)
     assert [(each.task, each.method) for each in answers] == [
         ("death", "cox"), ("sex", "knn"), ("sex", "probe"), ("sex", "fewshot")
@@ -119,7 +120,7 @@ def test_evaluate_asks_cox_of_survival_alone(tmp_path: Path, kind: str) -> None:
     assert again == metrics
     if kind == "holdout":  # each side has at least half of its share of the events
         events = sum(part.positives["died"] for part in cox.counts.values())
-        assert all(cox.counts[part].positives["died"] >= events / 10 for part in ("val", "test"))
+        assert all(cox.counts[part].positives["died"] >= events / 6 for part in ("val", "test"))
     assert evaluate(config)[0].cached
     # Another head says why it is not asked.
     probe, _ = evaluate(config, ["probe"])

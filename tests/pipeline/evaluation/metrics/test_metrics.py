@@ -376,6 +376,22 @@ def test_a_label_that_one_fold_has_no_model_of_is_scored_in_the_others() -> None
     assert metrics.reliability(truth_of(y), proba).keys() == {"a", "b"}
 
 
+@pytest.mark.parametrize("folds", [1, 2])
+@pytest.mark.parametrize("n", [4, 8])
+def test_of_few_patients_no_error_is_below_0_and_no_correlation_beyond_1(
+    n: int, folds: int
+) -> None:
+    rng = np.random.default_rng(n)
+    for _ in range(10):
+        truth = Truth(rng.normal(60, 9, n), np.arange(n).astype(str), ("age",), "regression")
+        fold = np.arange(n) % folds if folds > 1 else None
+        overall, _ = metrics.score(truth, rng.normal(60, 9, (n, 1)), fold)
+        for name, (least, most) in metrics.ENDS.items():
+            metric = overall[name]
+            if metric.low is not None and metric.high is not None:
+                assert least <= metric.low <= metric.high <= most, name
+
+
 def test_regression_is_scikit_learns() -> None:
     rng = np.random.default_rng(14)
     y = rng.standard_normal(150) * 10 + 50

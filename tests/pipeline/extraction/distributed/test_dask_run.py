@@ -134,7 +134,7 @@ def test_what_a_slow_disk_still_writes_is_waited_for_and_not_done_twice(
 ) -> None:
     path = tmp_path / "store"
     stalled = tmp_path / "stalled"
-    slow = extraction(config, path, "--shard", "1/2", sync_s=0.1, stalled=stalled)
+    slow = extraction(config, path, "--shard", "1/2", sync_s=0.02, stalled=stalled)
     until(lambda: at_work(opened(path)))
     # However late the other starts: the disk of the first stands still until it is at work.
     stalled.touch()

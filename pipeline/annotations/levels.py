@@ -1,0 +1,31 @@
+"""The levels of tasks by name. To add one: its class, its line here, and its name in `Level`.
+
+Where its cases are more than slices joined to labels, they have a line in `evaluation.questions`.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from pipeline.annotations.regions import RegionLevel
+from pipeline.annotations.unit_level import UnitLevel
+from pipeline.config.tasks import Level
+
+LEVELS: dict[Level, UnitLevel] = {
+    "image": UnitLevel("row"),
+    "series": UnitLevel("series"),
+    "study": UnitLevel("study"),
+    "patient": UnitLevel("patient"),
+    "region": RegionLevel(),
+}
+
+
+def column_of_parts(slices: pa.Table) -> str | None:
+    """Return the column of a slice table that names the part that each row is of its slice.
+
+    None where each slice stands once, as a whole.
+    """
+    for level in LEVELS.values():
+        if not level.is_whole and level.column in slices.column_names:
+            return level.column
+    return None
