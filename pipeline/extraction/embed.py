@@ -173,6 +173,8 @@ class EmbeddingRun:
                 context.forward.pass_by(functools.partial(self._hand_over, job))
             if self._context is not None:
                 self._context.wait_for_commits()
+                # Of no part: each is counted before it is handed over to a writer that may be slow.
+                self._seconds["all"] += time.perf_counter() - self._counted_at
 
     def summary(self) -> Embedded:
         """Return what the run added, once it has ended."""

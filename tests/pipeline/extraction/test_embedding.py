@@ -467,7 +467,8 @@ def test_receipts_tell_where_the_time_went(config: Path) -> None:
     total = {name: sum(receipt["seconds"][name] for receipt in parts) for name in (*STAGES, "all")}
     assert total["preprocess"] + total["forward"] <= total["all"] + 0.01
     assert sum("load" in receipt["seconds"] for receipt in parts) == 1
-    assert summary.seconds["all"] <= whole
+    # With the wait for the last part's commit, which no receipt tells of.
+    assert round(total["all"], 3) < summary.seconds["all"] <= whole
     assert plan(in_store(config, "store")).hours_by == "store"
 
 
