@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from pipeline.annotations.label_values import with_points
 from pipeline.annotations.tables import read_table
 from pipeline.config.regions import Boxes
 from pipeline.shared.spreadsheets import unquoted_cell
@@ -47,29 +48,39 @@ class BoxTable:
 @functools.lru_cache(maxsize=4)
 def _read(settings: Boxes, changed: int) -> BoxTable:
     names = [settings.key, *_PLANE, *([settings.structure] if settings.structure else [])]
-    columns = dict(read_table(settings.file, names).columns)
+    table = read_table(settings.file, names)
+    columns = dict(table.columns)
     try:
         columns |= read_table(settings.file, _DEPTH).columns
     except LabelError:  # images of one slice each need none
         columns |= {name: [""] * len(columns[settings.key]) for name in _DEPTH}
-    boxes = []
+    if table.comma:
+        columns |= {name: with_points(columns[name], name).tolist() for name in (*_PLANE, *_DEPTH)}
+    boxes: dict[BoxRow, BoxRow] = {}
     faults = []
     for i in range(len(columns[settings.key])):
         cells = {name: unquoted_cell(values[i].strip()) for name, values in columns.items()}
         try:
-            boxes.append(_box(settings, i + 1, cells))
+            box = _box(settings, i + 1, cells)
+            # Two cases of one box would count what it says twice.
+            first = boxes.setdefault(replace(box, number=0), box)
+            if first is not box:
+                raise ValueError(f"it is the box of data row {first.number} once more")
         except ValueError as error:
             faults.append(f"data row {i + 1}: {error}")
     structures = sorted({box.structure for box in boxes})
-    return BoxTable(tuple(boxes), tuple(faults), tuple(structures))
+    return BoxTable(tuple(boxes.values()), tuple(faults), tuple(structures))
 
 
 def read_boxes(settings: Boxes) -> BoxTable:
     """Return the boxes of a table. Raises LabelError for a file or column that is not there."""
     try:
         changed = settings.file.stat().st_mtime_ns
-    except OSError:
-        changed = 0
+    except OSError as error:
+        raise LabelError(
+            f"The table of boxes {str(settings.file)!r} cannot be read: {error.strerror}. Set "
+            "`file` of these boxes to a CSV, .xlsx or Parquet."
+        ) from None
     return _read(settings, changed)
 
 

@@ -122,13 +122,14 @@ def _watched(texts: NDArray[Any], task: Task, empty: Sequence[str]) -> NDArray[n
         )
     names = sorted(set(texts[:, 0].tolist()), key=_numbers_first)
     # Where all have one value, nobody was censored, or none had the event.
-    if len(names) == 1 and known_positive([names[0], "0"]) == names[0]:
+    if len(names) == 1 and names != ["0"] and known_positive([names[0], "0"]) == names[0]:
         names.insert(0, "0")
     if len(names) != 2:
         raise LabelError(
             f"A column of events says of each whether it was seen: 1 or 0. Column {task.event!r} "
             f"has {_listed(names)} among the rows that join"
-            f"{''.join(f'; {note}' for note in empty)}."
+            f"{''.join(f'; {note}' for note in empty)}. Correct it; where nobody had the event "
+            "there is nothing to be learnt."
         )
     _, seen = _positive_last(names, Counter(texts[:, 0].tolist()), task, either_way=False)
     return np.stack([times, texts[:, 0] == seen], axis=1).astype(np.float64)
@@ -229,10 +230,16 @@ def _positive_last(
             f"Which class is positive must be known. Column {task.labels[0]!r} has {first!r} "
             f"({numbers[first]} rows) and {second!r} ({numbers[second]} rows), and nothing says "
             f"which of them is the finding. Write `positive: {quoted(second)}`, or `positive: "
-            f"{quoted(first)}`, into the task, beside `labels: [{quoted(task.labels[0])}]`."
+            f"{quoted(first)}`, into the task, beside {_column_key(task)}."
         )
     (other,) = [name for name in classes if name != positive]
     return [other, positive]
+
+
+def _column_key(task: Task) -> str:
+    """Return how a task of one column names it in a config."""
+    name = quoted(task.labels[0])
+    return f"`labels: [{name}]`" if task.event is None else f"`event: {name}`"
 
 
 def known_positive(classes: Sequence[str]) -> str | None:

@@ -61,7 +61,7 @@ def planes(dataset: Dataset, images: Sequence[Header], wanted: Collection[int]) 
         for structure in sorted(wanted):
             inside = _inside(polygons[place, structure], values.shape)
             if values[inside].any():
-                raise UnreadableError("unsupported", "its structures overlap")
+                raise UnreadableError("unsupported", "has structures that overlap")
             values[inside] = structure
         yield values
 

@@ -98,7 +98,7 @@ def _plane_values(dataset: Dataset, stored: NDArray[Any], members: list[int]) ->
         if number is not None:
             marked = marked * number
         if (values * marked != 0).any():
-            raise UnreadableError("unsupported", "its segments overlap")
+            raise UnreadableError("unsupported", "has segments that overlap")
         values += marked
     return values
 
@@ -112,9 +112,9 @@ def _read(path: Path, *, pixels: bool) -> Dataset:
         if _is_contours(dataset):
             return dataset
         if str(dataset.get("SOPClassUID", "")) not in _SEGMENTATIONS:
-            raise UnreadableError("unsupported", "a DICOM file that is no segmentation")
+            raise UnreadableError("unsupported", "is DICOM, and no segmentation")
         if dataset.get("SegmentationType") == "FRACTIONAL":
-            raise UnreadableError("unsupported", "a segmentation of fractions, not of labels")
+            raise UnreadableError("unsupported", "is a segmentation of fractions, not of labels")
         _check_limits(dataset, int(dataset.get("NumberOfFrames") or 1), stored_bytes)
     except Exception as error:
         raise as_unreadable(error, "reading the segmentation") from error

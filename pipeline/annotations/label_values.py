@@ -6,6 +6,7 @@ Nothing is guessed: an uncertain finding is refused until the config says what i
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -104,26 +105,28 @@ def apply_policies(table: LabelTable, task: Task, *, either_way: bool = False) -
         columns.append(texts)
     if task.time is not None:
         nothing = is_empty(table.columns[task.time], _empty(table, task))
-        texts, of_numbers = _numbers(table, task.time, nothing)
+        texts, of_numbers = _numbers(table, task.time, nothing, of_time=True)
         notes += of_numbers
         columns.append(texts)
         notes += _half_known_notes(columns, task)
     return LabelValues(np.stack(columns, axis=1), filled, tuple(notes), tuple(empty))
 
 
-def _numbers(table: LabelTable, name: str, nothing: NDArray[np.bool_]) -> tuple[Texts, list[str]]:
+def _numbers(
+    table: LabelTable, name: str, nothing: NDArray[np.bool_], *, of_time: bool = False
+) -> tuple[Texts, list[str]]:
     """Return a column of numbers as text, None where it says `nothing`, and notes on it.
 
-    Raises LabelError for a cell that is no number.
+    of_time: they say how long each was watched. Raises LabelError for a cell that is no number.
     """
     raw = table.columns[name]
     texts = raw.copy()
     texts[nothing] = None
     notes = []
     if table.comma:
-        texts = _with_points(texts, name)
+        texts = with_points(texts.tolist(), name)
         notes = _thousands_notes(table.written.get(name, raw)[~nothing], name)
-    _refuse_text(texts, name)
+    _refuse_text(texts, name, of_time)
     return texts, notes + code_notes(texts[~nothing], name, sorted(set(raw[nothing]) - {""}))
 
 
@@ -164,13 +167,15 @@ def _doubts(
 
 
 def with_decimal_points(table: LabelTable, name: str) -> LabelTable:
-    """Return a table in which the decimals of a column have points. Raises as `_with_points`."""
+    """Return a table in which the decimals of a column have points. Raises as `with_points`."""
     if not table.comma:
         return table
-    return replace(table, columns={**table.columns, name: _with_points(table.columns[name], name)})
+    return replace(
+        table, columns={**table.columns, name: with_points(table.columns[name].tolist(), name)}
+    )
 
 
-def _with_points(texts: Texts, name: str) -> Texts:
+def with_points(texts: Sequence[str | None], name: str) -> Texts:
     """Return numbers that have decimal commas with points, as all else reads them.
 
     Of a table in which no comma separates cells. Raises LabelError for a column with points as
@@ -183,8 +188,9 @@ def _with_points(texts: Texts, name: str) -> Texts:
             f"Decimals must be written in one way. Column {name!r} has numbers with a comma "
             "and others with a point; write all of them with a point."
         )
-    points = {text: text.replace(",", ".") for text in with_comma}
-    return np.array([points.get(text, text) for text in texts], dtype=object)
+    return np.array(
+        [text.replace(",", ".") if text in with_comma else text for text in texts], dtype=object
+    )
 
 
 def _thousands_notes(cells: Texts, name: str) -> list[str]:
@@ -201,14 +207,16 @@ def _thousands_notes(cells: Texts, name: str) -> list[str]:
     ]
 
 
-def _refuse_text(texts: Texts, name: str) -> None:
+def _refuse_text(texts: Texts, name: str, of_time: bool) -> None:
     others = [i + 1 for i, text in enumerate(texts) if text is not None and not is_number(text)]
     if others:
         also = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        kind, otherwise = "values: number", "or leave values out for classes"
+        if of_time:
+            kind, otherwise = "time", "or write how long it is between dates"
         raise LabelError(
-            f"A column of values: number must hold finite numbers. Column {name!r} has another "
-            f"in data row {others[0]}{also}; correct it, leave the cell empty, or leave values out "
-            "for classes."
+            f"A column of {kind} must hold finite numbers. Column {name!r} has another in data row "
+            f"{others[0]}{also}; correct it, leave the cell empty, {otherwise}."
         )
 
 

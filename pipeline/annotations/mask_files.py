@@ -9,6 +9,7 @@ pydicom and Pillow are imported once a mask of theirs is opened.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
@@ -22,12 +23,24 @@ from stores.errors import UnreadableError
 
 
 def inspect(path: Path, plane: Plane) -> MaskFile:
-    """Return what a file holds. Raises UnreadableError."""
-    if sniff(path) == "dicom":
+    """Return what a file holds. Raises UnreadableError, whose detail goes on behind its name."""
+    with _named():
+        kind = sniff(path)
+    if kind == "dicom":
         from pipeline.annotations import dicom_masks
 
         return dicom_masks.inspect(path)
-    return MaskFile(read_headers(path, plane))
+    with _named():
+        return MaskFile(read_headers(path, plane))
+
+
+@contextlib.contextmanager
+def _named() -> Iterator[None]:
+    """Say of what no image can be read from that it cannot be read, and not that alone why."""
+    try:
+        yield
+    except UnreadableError as error:
+        raise UnreadableError(error.reason, f"cannot be read: {error.detail}") from error
 
 
 def planes(
@@ -55,7 +68,7 @@ def planes(
 
 def _whole_numbers(item: Slice | Failure) -> Values:
     if isinstance(item, Failure):
-        raise UnreadableError(item.reason, item.detail)
+        raise UnreadableError(item.reason, f"cannot be read: {item.detail}")
     values = item.pixels
     if not np.isfinite(values).all() or (values != np.rint(values)).any():
         raise UnreadableError("corrupt", "holds values that are no whole numbers: no mask")

@@ -29,7 +29,7 @@ def _indices(values: NDArray[Any]) -> Values:
         opaque = values[..., :-1] if values.shape[2] in (2, 4) else values
         if (opaque != opaque[..., :1]).any():
             raise UnreadableError(
-                "unsupported", "a coloured picture: save label values as grey or as a palette"
+                "unsupported", "is a coloured picture: save label values as grey or as a palette"
             )
         values = opaque[..., 0]
     return values.astype(np.int64)

@@ -63,7 +63,12 @@ def read_keys(path: Path, what: str) -> dict[Any, Any]:
         raise ConfigError(
             f"{str(path)!r} is {kind}, and a {what} is asked for. Name the YAML file {names}."
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError:
+        raise ConfigError(
+            f"{str(path)!r} is no text, and a {what} is YAML. Name that file; of an image, name "
+            "its folder."
+        ) from None
+    except OSError as error:
         raise ConfigError(f"The {what} {str(path)!r} cannot be read: {error}.") from None
     try:
         data = parse_yaml(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from pipeline.config.regions import STRUCTURE, RegionChoice
 from pipeline.shared.frozen import Frozen
@@ -112,13 +112,14 @@ class Task(Frozen):
     shortcuts: tuple[str, ...] = ()
     permutations: Annotated[int, Field(ge=0)] = 0
 
-    @field_validator("labels")
+    @field_validator("labels", "columns")
     @classmethod
-    def _each_once(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+    def _each_once(cls, labels: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         twice = [name for name, n in Counter(labels).items() if n > 1]
         if twice:
             raise ValueError(
-                f"Labels must name each column once. Got {twice[0]!r} {labels.count(twice[0])} "
+                f"{(info.field_name or '').capitalize()} must name each column once. Got "
+                f"{twice[0]!r} {labels.count(twice[0])} "
                 "times instead."
             )
         return labels
@@ -128,11 +129,13 @@ class Task(Frozen):
     def _labelled_by_event(cls, given: Any) -> Any:
         """Take the column of the event for the label of a task of survival, which names no other.
 
-        Before what is missing is looked for: such a task needs no `labels`.
+        Before what is missing is looked for: such a task needs no `labels`, also where it has
+        forgotten its event.
         """
-        if isinstance(given, dict) and given.get("event") is not None and "labels" not in given:
-            return given | {"labels": (given["event"],)}
-        return given
+        if not isinstance(given, dict) or "labels" in given:
+            return given
+        named = [given[key] for key in ("event", "time") if given.get(key) is not None]
+        return given | {"labels": tuple(named[:1])} if named else given
 
     @model_validator(mode="after")
     def _survival_of_two_columns(self) -> Task:
@@ -158,6 +161,11 @@ class Task(Frozen):
             raise ValueError(
                 f"A column beside features must not be what is predicted. Got {truth[0]!r} among "
                 "both; leave it out of columns."
+            )
+        if STRUCTURE in self.columns:
+            raise ValueError(
+                f"A column beside features is of the label table. Got {STRUCTURE!r} instead, which "
+                "is of regions; leave it out of columns."
             )
         return self
 

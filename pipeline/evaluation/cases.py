@@ -31,7 +31,7 @@ from pipeline.config.data import Labels, SplitChoice
 from pipeline.config.regions import RegionFeatures
 from pipeline.config.root import Config
 from pipeline.config.tasks import COLUMNS, FeatureSet, Task
-from pipeline.evaluation.covariates import ColumnTexts, Covariates
+from pipeline.evaluation.covariates import ColumnTexts, Covariates, tells_all
 from pipeline.evaluation.fit_store import FitStore
 from pipeline.evaluation.leakage import (
     Copies,
@@ -488,7 +488,16 @@ class Cases:
         covariates = self.covariates(head, parts)
         if not covariates.columns:
             return None
-        for note in covariates.notes(self.covariate_texts):
+        notes = covariates.notes(self.covariate_texts)
+        if self.units.kind in ("binary", "multiclass"):
+            train = parts["train"]
+            notes += [
+                f"column {name!r} tells the class of every train unit alone: leave it out of "
+                "columns if it is known no earlier than the label"
+                for name, texts in self.covariate_texts.items()
+                if tells_all(texts[train], self.units.y[train])
+            ]
+        for note in notes:
             if note not in self.notes:
                 self.notes.append(note)
         return covariates.encode(self.covariate_texts)

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from pipeline.annotations.label_file import LabelTable
 from pipeline.annotations.label_values import with_decimal_points
 from pipeline.annotations.labels import column_of, one_text_a_unit
+from pipeline.annotations.spellings import code_notes
 from pipeline.annotations.texts import is_number
 from pipeline.annotations.units import Units
 from pipeline.shared.arrays import Floats, Rows
@@ -27,6 +29,8 @@ from stores.errors import LabelError
 Texts = NDArray[np.str_]
 # A column of more words than these names cases, and does not describe them.
 MOST_CATEGORIES = 20
+# How often each value must come on average for it to be no chance that all tell their class.
+_OFTEN = 5
 
 
 # --- what the table says ---------------------------------------------------------------------
@@ -142,11 +146,26 @@ class Covariate(Frozen):
             parts.append(
                 f"no one value of {missing} of {len(texts)} units, for which {stands} stands"
             )
-        if self.categories is not None:
+        if self.categories is None:
+            parts += code_notes(texts[texts != ""], self.name, ())
+        else:
             unknown = int((~np.isin(texts, [*self.categories, ""])).sum())
             if unknown:
                 parts.append(f"a category that train has not of {unknown}, for which none stands")
         return f"column {self.name!r}: {'; '.join(parts)}" if parts else ""
+
+
+def tells_all(texts: Texts, y: NDArray[Any]) -> bool:
+    """Return whether few values of a column (n,) tell the classes y (n,) of units without error.
+
+    Such a column may be the label itself. Of values that hardly come twice it says nothing.
+    """
+    known = texts != ""
+    values = np.unique(texts[known])
+    if len(values) > MOST_CATEGORIES or known.sum() < _OFTEN * len(values):
+        return False
+    told = [set(y[texts == value].tolist()) for value in values.tolist()]
+    return len(set().union(*told)) > 1 and all(len(classes) == 1 for classes in told)
 
 
 def has_numbers(name: str, known: Texts) -> bool:

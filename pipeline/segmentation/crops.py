@@ -22,11 +22,13 @@ import yaml
 from numpy.typing import NDArray
 
 from pipeline.annotations.regions import Regions, crop_file, region_name
+from pipeline.config.data import Data
 from pipeline.config.regions import RegionChoice
 from pipeline.config.root import Config
 from pipeline.io.decode import read_slices
 from pipeline.segmentation.region_sources import Rectangle, RegionSource, region_source
 from pipeline.segmentation.regions import gather
+from pipeline.shared.globs import Globs
 from pipeline.shared.paths import collection_file
 from pipeline.shared.pseudonyms import Names
 from pipeline.types import Slice
@@ -56,13 +58,14 @@ def write_crops(config: Config, name: str, out: Path, margin_mm: float) -> Writt
 
     Crops of structures that are gone, or cover something else by now, are removed. Of slices
     without spacing the margin is in pixels. Raises as `gather` does, and ConfigError for a name
-    that the config does not have, or has twice.
+    that the config does not have, or has twice, and for a folder that is for other images.
     """
     if (name in config.masks) == (name in config.boxes):
         raise ConfigError(
             f"Crops are of masks or boxes of the config, by a name that one of both has. Got "
             f"{name!r} instead; there are {', '.join([*config.masks, *config.boxes]) or 'none'}."
         )
+    _check_folder(config, out)
     kind = "masks" if name in config.masks else "boxes"
     choice = RegionChoice.model_validate({kind: name})
     store = FeatureStore.open(config.store)
@@ -70,6 +73,35 @@ def write_crops(config: Config, name: str, out: Path, margin_mm: float) -> Writt
         written.append(out / IMAGES)
         gather(config, store, choice)
         return _write_all(config, store, choice, out, margin_mm)
+
+
+def _check_folder(config: Config, out: Path) -> None:
+    """Raise ConfigError where crops would lie among other images: old ones are removed from there.
+
+    Nor may the collection that they are of find them as images of its own.
+    """
+    images = (out / IMAGES).resolve()
+    if not (out / CONFIG).is_file() and images.is_dir() and any(images.iterdir()):
+        raise ConfigError(
+            f"{str(images)!r} holds files and no {CONFIG} stands beside it, so that they are no "
+            "crops. Name a folder that is empty, or not there."
+        )
+    data = config.data
+    for name, root in (data.roots or {"": data.root}).items():
+        folder = root.resolve()
+        if folder.is_relative_to(images) or _takes(data, name, folder, images):
+            raise ConfigError(
+                f"Crops in {str(out)!r} would be images of the collection in {str(root)!r}. Name a "
+                "folder outside of it."
+            )
+
+
+def _takes(data: Data, name: str, root: Path, images: Path) -> bool:
+    """Return whether what lies in a folder is of the collection. name: of one of several roots."""
+    if not images.is_relative_to(root):
+        return False
+    crop = (name / images.relative_to(root) / "modality" / "patient" / "crop.npy").as_posix()
+    return Globs(data.include).any(crop) and not Globs(data.exclude).any(crop)
 
 
 def _write_all(
@@ -85,6 +117,7 @@ def _write_all(
     kept: dict[Path, None] = {}
     lost = []
     new = 0
+    _write_config(config, out, slices)  # first: it says that what lies beside it are crops
     for row, of_slice in _by_row(pieces):
         pixels = _pixels(config, rows[row])
         if pixels is None:
@@ -98,7 +131,6 @@ def _write_all(
     for path in (out / IMAGES).rglob("*.npy"):
         if path not in kept:
             path.unlink()
-    _write_config(config, out, slices)
     return WrittenCrops(out / CONFIG, len(kept), new, tuple(lost))
 
 
@@ -191,6 +223,7 @@ def _write_config(config: Config, out: Path, slices: pa.Table) -> None:
     """Write the config that embeds the crops; one that is there stays, whoever changed it."""
     if (out / CONFIG).is_file():
         return
+    out.mkdir(parents=True, exist_ok=True)
     modalities = sorted({name for name in slices["modality"].to_pylist() if name})
     preprocess = config.preprocess.model_dump(mode="json", exclude_defaults=True)
     preprocess |= {"crop": "region", "aspect": "pad"}

@@ -512,7 +512,7 @@ class MaskReader:
 def _add_structure(labels: Labels, structure: Labels) -> None:
     """Add the labels of one more file to those of a slice, in place. Raises UnreadableError."""
     if ((labels > 0) & (structure > 0)).any():
-        raise UnreadableError("unsupported", "its structures overlap")
+        raise UnreadableError("unsupported", "has structures that overlap")
     labels += structure
 
 

@@ -37,6 +37,7 @@ from pipeline.segmentation.region_sources import RegionSource, region_source
 from pipeline.segmentation.tokens import Tokens
 from pipeline.segmentation.units import groups_of
 from pipeline.shared.arrays import Floats
+from pipeline.shared.texts import count
 from stores._disk import CHECKSUM, files_in, sha256
 from stores.errors import ConfigError, CorruptStoreError
 from stores.features import OK, FeatureStore
@@ -62,7 +63,8 @@ class Gathered:
     def lines(self) -> list[str]:
         """Return it in sentences."""
         lines = [
-            f"Regions of {self.masks}: {self.pieces} structures in {self.slices} slices, "
+            f"Regions of {self.masks}: {count(self.pieces, 'structure')} in "
+            f"{count(self.slices, 'slice')}, "
             f"{self.pooled} of them pooled now."
         ]
         lines += [

@@ -17,9 +17,9 @@ class Tokens:
 
     def __init__(self, store: FeatureStore) -> None:
         if "patch" not in store.arrays:
-            have = ", ".join(sorted({"cls", "mean"} & store.arrays.keys()))
+            have = ", ".join(sorted({"cls", "mean", "volume"} & store.arrays.keys()))
             raise ConfigError(
-                f"Heads learn from patch tokens, and the store {store.path} has none (it has "
+                f"This asks patch tokens, and the store {store.path} has none (it has "
                 f"{have}). Extract a store with outputs.keep: [patch]."
             )
         self._store = store

@@ -351,6 +351,13 @@ def test_crops_are_squares_round_structures_embedded_by_themselves(tmp_path: Pat
     }
     assert shapes == {"left_lung": (30, 30), "right_lung": (46, 46)}
     assert write_crops(config, "lungs", tmp_path / "crops", margin_mm=3).new == 0
+    mine = tmp_path / "mine" / "images" / "p1.npy"  # what no run wrote is not removed as stale
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    for folder in (tmp_path / "mine", tmp_path, tmp_path / "images" / "crops"):
+        with pytest.raises(ConfigError, match=r"are no crops|images of the collection"):
+            write_crops(config, "lungs", folder, margin_mm=3)
+    assert mine.is_file()
     of_crops = load_config(written.config)
     assert (of_crops.preprocess.crop, of_crops.preprocess.aspect) == ("region", "pad")
     of_crops = of_crops.model_copy(update={"outputs": config.outputs, "backbone": config.backbone})
@@ -682,8 +689,10 @@ def test_each_box_of_a_table_is_a_region(
         ("p1", "vessel", 2 * x, 3 * x, 0, 5 * y, "", ""),
         ("p2", "vessel", 2 * x, 3 * x, 0, 5 * y, 0, 1 * z),
         ("p1", "vessel", "left", 3 * x, 0, 5 * y, 0, 1 * z),
+        ("p1", "nodule", 2 * x, 9 * x, 3 * y, 17 * y, 1 * z, 3 * z),  # the first once more
     ]
-    write_csv(root / "boxes.csv", **dict(zip(BOX_COLUMNS, zip(*rows, strict=True), strict=True)))
+    lines = [";".join(map(str, row)) for row in (BOX_COLUMNS, *rows)]
+    (root / "boxes.csv").write_text("\n".join(lines).replace(".", ","))
     config = box_config(root, unit)
     (each,) = update_regions(config)
     assert (each.slices, each.pieces) == (3, 4)
@@ -693,6 +702,7 @@ def test_each_box_of_a_table_is_a_region(
     assert "data row 5: its volume has 6 slices, and it says no z0 and z1" in faults
     assert "data row 6: its image is not in the store" in faults
     assert "data row 7: x0 'left'" in faults
+    assert "data row 8: it is the box of data row 1 once more" in faults
     (cases,) = cases_of(config)
     names = [name.partition("#")[2] for name in cases.units.ids.tolist()]
     assert sorted(names) == ["1:nodule", "2:nodule", "3:vessel"]
@@ -705,7 +715,7 @@ def test_each_box_of_a_table_is_a_region(
     expected = (w[:, None] * x_all.reshape(6 * 64, -1)).sum(axis=0) / w.sum()
     found = read_features(cases.store, cases.units, "cls")[names.index("1:nodule")]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
-    assert "4 boxes cannot be used, first data row 4" in "; ".join(cases.units.notes)
+    assert "5 boxes cannot be used, first data row 4" in "; ".join(cases.units.notes)
     crops = write_crops(config, "nodules", tmp_path / "crops", margin_mm=0)
     assert crops.crops == 4
     store = FeatureStore.open(config.store)
@@ -720,6 +730,9 @@ def test_a_table_of_no_box_says_so(ct: tuple[Path, NDArray[np.uint8]], tmp_path:
     config = box_config(ct[0], "voxels")
     boxes = {"nodules": config.boxes["nodules"].model_copy(update={"file": tmp_path / "boxes.csv"})}
     with pytest.raises(LabelError, match="No box of .* data row 1: its image is not in the store"):
+        update_regions(config.model_copy(update={"boxes": boxes}))
+    (tmp_path / "boxes.csv").unlink()
+    with pytest.raises(LabelError, match="cannot be read: No such file.* Set `file` of these"):
         update_regions(config.model_copy(update={"boxes": boxes}))
 
 

@@ -16,7 +16,7 @@ from pipeline.api import data
 from pipeline.cli import app
 from pipeline.config.tasks import Task
 from pipeline.evaluate import evaluate
-from pipeline.evaluation.covariates import Covariate, Covariates
+from pipeline.evaluation.covariates import Covariate, Covariates, tells_all
 from pipeline.evaluation.heads.linear import LinearSettings
 from pipeline.evaluation.questions import cases_of
 from pipeline.fitted.fit import fit
@@ -46,6 +46,7 @@ def test_numbers_are_filled_and_scaled_as_train_says() -> None:
     assert column.note(texts(1, "", 2)) == (
         "column 'age': no one value of 1 of 3 units, for which the median of train stands"
     )
+    assert "'-999' (1 rows) of column 'age' count as numbers" in column.note(texts(40, -999))
     assert Covariate.fit("same", texts(5, 5)).encode(texts(5, 7)).tolist() == [[0], [2]]
 
 
@@ -133,6 +134,7 @@ def auroc(result: Result) -> float:
 def test_columns_beside_features_say_more_than_either(tmp_path: Path) -> None:
     root = collection(tmp_path)
     alone, columns, both = (ask(root, each) for each in ("cls", "columns", "cls+columns"))
+    assert "tells the class" not in " ".join(both.notes)
     assert both.features == "cls+columns"
     assert auroc(both) > max(auroc(alone), auroc(columns)) + 0.05
     assert "column 'age': no one value of 1 of 120 units" in " ".join(both.notes)
@@ -140,6 +142,15 @@ def test_columns_beside_features_say_more_than_either(tmp_path: Path) -> None:
     assert not any(note.startswith("column") for note in alone.notes)
     assert ask(root, "cls+columns", method="knn").scores
     assert ask(root, "cls+columns", split={"kind": "kfold"}).scores
+
+
+def test_a_column_that_is_the_label_is_noted() -> None:
+    y = np.arange(20) % 2
+    assert tells_all(texts(*y), y)
+    assert tells_all(texts("", *y[1:]), y)
+    assert not tells_all(texts(*y[:19], 0), y)
+    assert not tells_all(texts(*range(20)), y)
+    assert not tells_all(texts(*np.where(y, "seen", "")), y)
 
 
 def test_nothing_of_test_is_in_the_numbers_of_train(tmp_path: Path) -> None:
@@ -208,6 +219,10 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path) -> None:
         Task(labels=("sick",), columns=("age", "sick"))
     with pytest.raises(ValueError, match="must not be what is predicted. Got 'days'"):
         Task.model_validate({"time": "days", "event": "died", "columns": ["days"]})
+    with pytest.raises(ValueError, match="Columns must name each column once. Got 'age' 2 times"):
+        Task(labels=("sick",), columns=("age", "age"))
+    with pytest.raises(ValueError, match="Got 'region.structure' instead, which is of regions"):
+        Task(labels=("sick",), columns=("region.structure",))
     with pytest.raises(LabelError, match=r"the task names no columns. Write `columns:"):
         ask(root, "cls+columns", task={"columns": []})
     with pytest.raises(LabelError, match="at most 20 words. Column 'ward' has"):

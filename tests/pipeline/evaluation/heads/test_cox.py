@@ -163,7 +163,7 @@ def test_a_model_says_risks_and_is_validated(tmp_path: Path) -> None:
             "-3",
             "Nobody is watched for less than no time. Column 'days' has 1 number below 0",
         ),
-        ("days", "soon", "must hold finite numbers. Column 'days'"),
+        ("days", "soon", "A column of time must hold finite numbers. Column 'days'.*between dates"),
         (
             "died",
             "maybe",
@@ -185,15 +185,30 @@ def test_odd_cells_are_refused(tmp_path: Path, column: str, cell: str, says: str
     "task",
     [
         {"time": "days"},
+        {"event": "died"},
         {"time": "died", "event": "died"},
         {"time": "days", "event": "died", "labels": ["sex"]},
         {"time": "days", "event": "died", "values": "number"},
     ],
 )
 def test_a_task_of_survival_names_two_columns_and_no_label(task: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"A task of survival|labels"):
+    with pytest.raises(ValueError, match="A task of survival"):
         Task.model_validate(task)
     assert Task.model_validate(TASK).labels == ("died",)
+
+
+@pytest.mark.parametrize(
+    ("events", "says"),
+    [("0", "Column 'died' has '0' among.*nobody had the event"), ("12", "beside `event: died`")],
+)
+def test_a_column_of_no_event_is_refused(tmp_path: Path, events: str, says: str) -> None:
+    make_store(tmp_path / "store", np.zeros((6, 4, 2)), [{"patient": f"P{i}"} for i in range(6)])
+    died = [events[i % len(events)] for i in range(6)]
+    write_csv(
+        tmp_path / "labels.csv", path=[f"f{i}.png" for i in range(6)], days=[1] * 6, died=died
+    )
+    with pytest.raises(LabelError, match=says):
+        evaluate(config_of(tmp_path, tasks={"death": TASK}), ["cox"])
 
 
 def test_nobody_with_the_event_is_said(tmp_path: Path) -> None:
