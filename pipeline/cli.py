@@ -16,7 +16,6 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator
-from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -37,11 +36,13 @@ from pipeline.commands import (
 )
 from pipeline.commands.common import err
 from pipeline.commands.printing import print_line, print_lines
+from pipeline.shared.interruption import end_in_order, pass_over
 from pipeline.shared.private import without_files
 from pipeline.shared.texts import printable
 from stores.errors import RadprobeError, TooManyBadError
 
 DEBUG = "--debug"
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 # What people type who know other tools, and what it is called here.
 _CALLED_HERE = {
@@ -120,8 +121,7 @@ def main() -> NoReturn:
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     # A library's warning quotes what it found in a file: a name, a date of birth.
     warnings.showwarning = _show_warning
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupted)
+    end_in_order(*_SIGNALS, say=_say_interrupted)
     arguments = [a for a in sys.argv[1:] if a != DEBUG]
     try:
         app(arguments, prog_name="radprobe")
@@ -131,6 +131,8 @@ def main() -> NoReturn:
         code, message = _code_and_message(error)
         print_line(err, f"radprobe: {without_files(message)}", style="red")
         sys.exit(code)
+    finally:
+        pass_over(*_SIGNALS)  # Python's own end comes now
     sys.exit(0)
 
 
@@ -193,7 +195,6 @@ def _traceback(error: BaseException) -> Iterator[str]:
     yield f"{type(error).__module__}.{type(error).__qualname__}{words}"
 
 
-def _interrupted(number: int, frame: FrameType | None) -> NoReturn:
-    """End on Ctrl-C and SIGTERM: claims are given back on the way out, finished parts stay."""
+def _say_interrupted() -> None:
+    """Say what an interruption leaves: claims are given back on the way out."""
     err.print("Interrupted. What was committed is kept; the same command goes on from there.")
-    sys.exit(128 + number)

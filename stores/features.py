@@ -221,7 +221,7 @@ class FeatureStore:
         """Return one array. Raises KeyError naming those there are."""
         arrays = self.arrays
         if name not in arrays:
-            names = ", ".join(sorted(arrays.keys() - LEDGER.keys()))
+            names = ", ".join(sorted(arrays))
             raise KeyError(f"The store {self.path} has no array {name!r}. It has: {names}.")
         return arrays[name]
 

@@ -8,22 +8,24 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 from pipeline.evaluation.metrics.ranking import Ranking
-from pipeline.report.style import INK, MARKS, RULE, SERIES, SOFT, WIDTH, legend, style
+from pipeline.report.style import INK, MARKS, NARROW, RULE, SERIES, SOFT, WIDTH, legend, style
 
 
-def critical_differences(ranking: Ranking) -> Figure | None:
+def critical_differences(ranking: Ranking, *, narrow: bool = False) -> Figure | None:
     """Draw mean ranks on a line (Demsar 2006), bars over those that Nemenyi's test joins.
 
-    None where the ranks have no test: `Ranking.unable` has why.
+    None where the ranks have no test: `Ranking.unable` has why. narrow: as wide as a telephone, all
+    names to the right of the line.
     """
     if ranking.critical is None:
         return None
     s = len(ranking.names)
     with style():
-        figure = Figure(figsize=(WIDTH, 1.1 + 0.22 * s), layout="constrained")
+        size = (NARROW, 1.1 + 0.44 * s) if narrow else (WIDTH, 1.1 + 0.22 * s)
+        figure = Figure(figsize=size, layout="constrained")
         axis = figure.add_subplot()
         # Better half to the left, the others to the right, so that no two lines cross.
-        half = (s + 1) // 2
+        half = 0 if narrow else (s + 1) // 2
         depth = [1.0 + i for i in range(half)] + [1.0 + i for i in reversed(range(s - half))]
         for i, (name, rank) in enumerate(zip(ranking.names, ranking.mean_ranks, strict=True)):
             left = i < half
@@ -35,15 +37,17 @@ def critical_differences(ranking: Ranking) -> Figure | None:
             side = "right" if left else "left"
             axis.text(edge, depth[i], text, ha=side, va="center", color=INK)
         for number, (first, last) in enumerate(ranking.alike):
-            ends = [ranking.mean_ranks[first] - 0.03, ranking.mean_ranks[last] + 0.03]
+            reach = [ranking.mean_ranks[first] - 0.03, ranking.mean_ranks[last] + 0.03]
             # Bars that overlap lie above each other.
             height = 0.25 + 0.18 * number
-            axis.plot(ends, [height, height], color=INK, lw=3, solid_capstyle="butt")
+            axis.plot(reach, [height, height], color=INK, lw=3, solid_capstyle="butt")
         # How long the critical difference is, under the line of ranks.
         axis.plot([1, 1 + ranking.critical], [-1.1, -1.1], color=INK, lw=1.2, marker="|", ms=7)
         text = f"critical difference {ranking.critical:.2f}"
         axis.text(1.08 + ranking.critical, -1.1, text, va="center", color=INK)
-        axis.set(xlim=(-0.6, s + 1.6), ylim=(max(depth) + 0.6, -1.6))
+        # Names take as much room beside the line as it has itself, where all are on one side.
+        ends = (0.6, 2 * s + 1.0) if narrow else (-0.6, s + 1.6)
+        axis.set(xlim=ends, ylim=(max(depth) + 0.6, -1.6))
         axis.plot([1, s], [0, 0], color=INK, lw=0.8)
         for tick in range(1, s + 1):
             axis.plot([tick, tick], [-0.12, 0], color=INK, lw=0.8)
@@ -52,12 +56,17 @@ def critical_differences(ranking: Ranking) -> Figure | None:
     return figure
 
 
-def cost_against_score(points: Mapping[str, tuple[float, float]], metric: str) -> Figure | None:
-    """Draw backbones by milliseconds a slice and mean score: name -> (seconds, score)."""
+def cost_against_score(
+    points: Mapping[str, tuple[float, float]], metric: str, *, narrow: bool = False
+) -> Figure | None:
+    """Draw backbones by milliseconds a slice and mean score: name -> (seconds, score).
+
+    narrow: as wide as a telephone, the names one below the other.
+    """
     if not points:
         return None
     with style():
-        figure = Figure(figsize=(WIDTH * 0.62, 3.2), layout="constrained")
+        figure = Figure(figsize=(NARROW if narrow else WIDTH * 0.62, 3.2), layout="constrained")
         axis = figure.add_subplot()
         handles = []
         for i, (seconds, score) in enumerate(points.values()):
@@ -73,5 +82,5 @@ def cost_against_score(points: Mapping[str, tuple[float, float]], metric: str) -
         axis.set(xlabel="ms a slice to embed, on the machine that did", ylabel=metric)
         axis.grid(color=RULE, lw=0.5)
         axis.margins(0.25)
-        legend(figure, handles, list(points))
+        legend(figure, handles, list(points), columns=1 if narrow else 6)
     return figure

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAMES = METRICS | {"dice": "Dice"}
+# What backbones are compared by, beside what they cost.
+_SCORE = "mean score"
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,12 @@ def write_benchmark(settings: Benchmark, outcomes: Sequence[Outcome]) -> tuple[G
     gathered = gather(outcomes)
     layouts = _layouts(gathered)
     out = settings.out
-    drawn = {
-        "ranks": critical_differences(gathered.ranking),
-        "cost": _costs(gathered, outcomes),
-    }
-    figures = {name: figure for name, figure in drawn.items() if figure is not None}
+    costs = _costs(gathered, outcomes)
+    figures = _there(critical_differences(gathered.ranking), cost_against_score(costs, _SCORE))
+    on_telephone = _there(
+        critical_differences(gathered.ranking, narrow=True),
+        cost_against_score(costs, _SCORE, narrow=True),
+    )
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         # The table first: it has every number, should a figure or page fail.
@@ -89,9 +92,15 @@ def write_benchmark(settings: Benchmark, outcomes: Sequence[Outcome]) -> tuple[G
     text = _latex(layouts, networks, random=gathered.random)
     write_atomic(out / "results.tex", text.encode())
     page = out / "benchmark.html"
-    text = _render(settings, gathered, outcomes, layouts, figures)
+    text = _render(settings, gathered, outcomes, layouts, figures, on_telephone)
     write_atomic(page, text.encode())
     return gathered, page
+
+
+def _there(ranks: Figure | None, cost: Figure | None) -> dict[str, Figure]:
+    """Return the figures that there are, by name."""
+    drawn = {"ranks": ranks, "cost": cost}
+    return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
 def _write_tidy(out: Path, table: pa.Table) -> None:
@@ -119,8 +128,8 @@ def _layouts(gathered: Gathered) -> list[PageLayout]:
     return layouts
 
 
-def _costs(gathered: Gathered, outcomes: Sequence[Outcome]) -> Figure | None:
-    """Draw each backbone's cost against its mean score over what all backbones answered."""
+def _costs(gathered: Gathered, outcomes: Sequence[Outcome]) -> dict[str, tuple[float, float]]:
+    """Return each backbone's seconds a slice, and its mean score over what all answered."""
     shared = []
     for question, entries in gathered.scores.items():
         # A mean over fewer questions would be of easier, or harder, ones.
@@ -134,7 +143,7 @@ def _costs(gathered: Gathered, outcomes: Sequence[Outcome]) -> Figure | None:
         if known and shared:
             score = float(np.mean([entries[name].metric.value for entries in shared]))
             points[name] = (float(np.mean(known)), score)
-    return cost_against_score(points, "mean score")
+    return points
 
 
 # --- words -------------------------------------------------------------------------------------
@@ -255,6 +264,7 @@ def _render(
     outcomes: Sequence[Outcome],
     layouts: Sequence[PageLayout],
     figures: dict[str, Figure],
+    on_telephone: dict[str, Figure],
 ) -> str:
     ranking = gathered.ranking
     return template("pipeline.benchmark", "benchmark.html").render(
@@ -275,7 +285,7 @@ def _render(
         column_name=column_name,
         units_alone=units_alone,
         count=count,
-        svg=lambda key, label: Markup(inline_svg(figures[key], key, label)),
+        svg=lambda key, label: Markup(inline_svg(figures[key], key, label, on_telephone[key])),
         figures=figures,
         ends=ends_text,
         style=Markup(asset("pipeline.report", "page.css")),

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from pipeline.commands.common import ConfigArg, JsonOpt, MinuteLines, StoreOpt, busy, err, out
+from pipeline.commands.common import (
+    ConfigArg,
+    JsonOpt,
+    MinuteLines,
+    PathsOpt,
+    StoreOpt,
+    busy,
+    err,
+    out,
+)
 from pipeline.commands.printing import (
     print_line,
     score_in,
@@ -191,6 +200,7 @@ def segment(
         str, typer.Option(help="Where heads are trained: auto, cpu, cuda:1, mps.")
     ] = "auto",
     store: StoreOpt = None,
+    paths: PathsOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
     """Train each head of the config on cached patch tokens and score it against the masks."""
@@ -205,10 +215,10 @@ def segment(
             answers = segment(settings, device=device, progress=progress)
         except UnansweredError as error:
             # What was answered is shown all the same, and the error said after it.
-            _print_segmented(error.answers, as_json)
+            _print_segmented(_with_paths(error.answers, settings, paths), as_json)
             raise
     written, failed = write_predictions(settings, out_to) if out_to else ([], [])
-    _print_segmented(answers, as_json)
+    _print_segmented(_with_paths(answers, settings, paths), as_json)
     if not as_json:
         if out_to:
             out.print(f"{len(written)} files written under {out_to}.", highlight=False)
@@ -216,6 +226,24 @@ def segment(
             out.print(f"Not written: {each.source}: {each.detail}.", highlight=False)
     if failed or any(answer.tally.unmatched_labels for answer in answers):
         raise typer.Exit(1)
+
+
+def _with_paths(answers: Sequence[Segmented], config: Config, reveal: bool) -> Sequence[Segmented]:
+    """Return answers whose masks that cannot be used are named by their real paths, if asked to."""
+    from pipeline.shared.pseudonyms import load_key, reveal_path
+
+    if not reveal:
+        return answers
+    key = load_key(config.store)
+    shown = []
+    for answer in answers:
+        examples = []
+        for each in answer.tally.unmatched_label_examples:
+            path, space, why = each.partition(" ")
+            examples.append(f"{reveal_path(key, path)}{space}{why}")
+        tally = answer.tally.model_copy(update={"unmatched_label_examples": tuple(examples)})
+        shown.append(answer.model_copy(update={"tally": tally}))
+    return shown
 
 
 def _print_segmented(answers: Sequence[Segmented], as_json: bool) -> None:

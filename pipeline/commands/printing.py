@@ -397,10 +397,14 @@ def _marks(metrics: Mapping[str, Metric]) -> Iterator[str]:
 
 def _show_left_out(out: Console, task: str, answer: Segmented) -> None:
     """Say which masks could not be used, and which slices have none."""
+    from pipeline.shared.pseudonyms import HIDDEN
+
     tally = answer.tally
     if tally.unmatched_labels:
         first = "; ".join(tally.unmatched_label_examples)
         out.print(f"{task}: {tally.unmatched_labels} masks cannot be used: {first}.")
+        if HIDDEN in first:
+            out.print("`radprobe segment CONFIG --paths` tells which files these are.")
     if tally.unmatched_slices:
         text = f"{task}: {tally.unmatched_slices} slices with features have no mask of it."
         out.print(text, highlight=False)

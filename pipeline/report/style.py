@@ -109,16 +109,11 @@ def rows(height: float) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot(label=_ROWS)
 
 
-def legend(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -> None:
-    """Put one legend above the figure."""
+def legend(figure: Figure, handles: Sequence[Any], names: Sequence[str], columns: int = 6) -> None:
+    """Put one legend above the figure; columns: names that stand side by side."""
     if len(handles):
         place: Any = {"loc": "lower left", "bbox_to_anchor": (0, 1)}
-        figure.legend(handles, names, **place, ncols=_columns(len(names)), handlelength=2.6)
-
-
-def _columns(names: int) -> int:
-    """Return how many names of a legend stand side by side."""
-    return min(names, 6)
+        figure.legend(handles, names, **place, ncols=min(len(names), columns), handlelength=2.6)
 
 
 def inline_svg(figure: Figure, key: str, label: str, narrow: Figure | None = None) -> str:
@@ -161,14 +156,16 @@ def _narrow(figure: Figure) -> bytes:
     axis.set_yticks(axis.get_yticks(), lines)
     axis.xaxis.set_major_locator(MaxNLocator(4))
     figure.set_size_inches(NARROW, height + most * len(lines) * _LINE)
-    for each in figure.legends:
-        each.set_ncols(2)
+    # A legend is laid out as it is made: another stands in its place meanwhile.
+    wide = [*figure.legends]
+    for each in wide:
+        figure.legends.remove(each)
+        legend(figure, each.legend_handles, [text.get_text() for text in each.get_texts()], 1)
     saved = _saved(figure, "svg")
+    figure.legends[:] = wide
     axis.set_yticks(axis.get_yticks(), names)
     axis.xaxis.set_major_locator(AutoLocator())
     figure.set_size_inches(width, height)
-    for each in figure.legends:
-        each.set_ncols(_columns(len(each.get_texts())))
     return saved
 
 

@@ -162,6 +162,16 @@ def test_a_config_that_would_mix_sites_is_refused(
         load_config(write_config(project, **changes))
 
 
+@pytest.mark.parametrize("second", ["sites", "sites/inner", "link"])
+def test_one_folder_under_two_names_is_refused(tmp_path: Path, second: str) -> None:
+    (tmp_path / "sites/inner").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("sites")
+    content = {"data": {"root": {"a": "sites", "b": second}}, "store": "store"}
+    (tmp_path / "twice.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match=r"must have one name.*Got 'a' and 'b'"):
+        load_config(tmp_path / "twice.yaml")
+
+
 def test_a_link_that_leads_elsewhere_is_refused(project: Path, tmp_path: Path) -> None:
     config = write_config(project, store=str(tmp_path / "store"))
     (tmp_path / "other").mkdir()

@@ -23,7 +23,9 @@ from PIL import Image
 from scipy import ndimage
 from typer.testing import CliRunner
 
-from pipeline.commands.evaluation import app
+from pipeline.commands.common import err
+from pipeline.commands.evaluation import _with_paths, app
+from pipeline.commands.printing import _show_left_out
 from pipeline.config.loading import load_config
 from pipeline.config.root import Config
 from pipeline.config.segmentation import Segment
@@ -414,6 +416,17 @@ def test_a_changed_mask_is_answered_anew(tmp_path: Path) -> None:
     assert not second.cached
     assert second.provenance.labels != first.provenance.labels
     assert second.provenance.split == first.provenance.split
+    mask[0, 0, 0] = 9
+    nib.save(nib.Nifti1Image(mask, image.affine), path)
+    third = segment(config)[0]
+    (example,) = third.tally.unmatched_label_examples
+    assert example.startswith("~")
+    with err.capture() as captured:
+        _show_left_out(err, "lesion", third)
+    assert "`radprobe segment CONFIG --paths` tells which files" in captured.get()
+    (revealed,) = _with_paths([third], config, reveal=True)
+    (example,) = revealed.tally.unmatched_label_examples
+    assert example.startswith("p0.nii.gz ")
 
 
 def test_what_cannot_be_asked_is_said(tmp_path: Path) -> None:

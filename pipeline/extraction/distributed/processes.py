@@ -32,6 +32,7 @@ from pipeline.extraction.distributed.tasks import (
 )
 from pipeline.extraction.embed import BadLimit, Progress
 from pipeline.inference.speed import Speed, cores
+from pipeline.shared.interruption import end_in_order
 from stores import FeatureStore, PartRange
 
 log = logging.getLogger(__name__)
@@ -197,7 +198,7 @@ def _end(child: subprocess.Popen[str]) -> None:
 
 def child() -> None:
     """Embed a shard as standard input says, and print what comes of it: the other end."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    end_in_order(signal.SIGTERM)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which tells us
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     work, shard = _read_request()

@@ -1,0 +1,46 @@
+"""Ctrl-C and SIGTERM: a process ends in order, however often it is told to."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
+
+# How long a process that is told to end may take before the next signal ends it as `kill -9` does.
+PATIENCE_S = 10.0
+
+
+def end_in_order(*numbers: int, say: Callable[[], None] = lambda: None) -> None:
+    """From now on, have the first of these signals end the process by SystemExit, as 128 + number.
+
+    say: called before, to tell of it.
+    """
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        pass_over(*numbers)
+        say()
+        sys.exit(128 + number)
+
+    for number in numbers:
+        signal.signal(number, end)
+
+
+def pass_over(*numbers: int) -> None:
+    """Pass over these signals from now on: the process is on its way out.
+
+    One more, of an impatient hand or of a scheduler that tells every process of a group, would
+    break into what is given back, or into Python's own end, which tells of it as of a fault. After
+    PATIENCE_S it ends the process at once, should the way out hang.
+    """
+    began = time.monotonic()
+
+    def end_at_once(number: int, frame: FrameType | None) -> None:
+        if time.monotonic() - began > PATIENCE_S:
+            os._exit(128 + number)
+
+    for number in numbers:
+        signal.signal(number, end_at_once)

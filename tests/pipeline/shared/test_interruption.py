@@ -1,0 +1,70 @@
+"""A process that is told to end ends in order, however often it is told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+
+import pytest
+
+from pipeline import cli
+from pipeline.shared import interruption
+from pipeline.shared.interruption import end_in_order, pass_over
+
+NUMBERS = (signal.SIGINT, signal.SIGTERM)
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """Put the handlers back that the tests run with."""
+    before = {number: signal.getsignal(number) for number in NUMBERS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_only_the_first_signal_is_heard_on_the_way_out(number: int, code: int) -> None:
+    said: list[str] = []
+    given_back: list[bool] = []
+
+    def told_thrice() -> None:
+        try:
+            signal.raise_signal(number)
+        finally:
+            for each in NUMBERS:
+                signal.raise_signal(each)
+            given_back.append(True)
+
+    end_in_order(*NUMBERS, say=lambda: said.append("Interrupted."))
+    with pytest.raises(SystemExit) as ended:
+        told_thrice()
+    assert given_back
+    assert ended.value.code == code
+    assert said == ["Interrupted."]
+
+
+def test_a_signal_ends_a_process_whose_way_out_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    pass_over(*NUMBERS)
+    signal.raise_signal(signal.SIGINT)
+    assert codes == []
+    monkeypatch.setattr(interruption, "PATIENCE_S", -1.0)
+    signal.raise_signal(signal.SIGTERM)
+    assert codes == [143]
+
+
+def test_a_signal_behind_the_last_word_of_a_command_is_no_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["radprobe", "--version"])
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # put back at the end
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    for number in NUMBERS:  # while Python ends its threads, and would print a traceback
+        signal.raise_signal(number)
