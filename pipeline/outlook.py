@@ -413,7 +413,9 @@ def _not_kept(config: Config) -> Sequence[str]:
     notes = list(_not_kept_for_heads(config))
     if "patch" in config.outputs.keep:
         return notes
-    keep = ", ".join([*config.outputs.keep, "patch"])
+    # A vector of the whole volume stands alone: slices are another store's.
+    of_slices = [name for name in config.outputs.keep if name != "volume"] or ["cls", "mean"]
+    keep = ", ".join([*of_slices, "patch"])
     if config.segment:
         notes.append(
             "Segmentation heads read patch tokens, which are not kept: write `outputs: {keep: "

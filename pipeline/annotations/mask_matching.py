@@ -338,9 +338,15 @@ def _in_order(file: MaskFile, slices: Sequence[SliceRow]) -> PlaneNumbers:
 
 
 def _by_place(file: MaskFile, images: Sequence[Header]) -> PlaneNumbers:
-    """Return the plane that lies where each slice does. Raises UnreadableError."""
+    """Return the plane that lies where each slice does. Raises UnreadableError.
+
+    Of several volumes in one place, such as time points, none is taken for the mask.
+    """
     positions = np.array([header.position_mm for header in file.headers], np.float64)
     tolerance = tolerance_mm(positions)
+    times = len(positions) // len(np.unique(positions))
+    if times > 1 and not file.sparse:
+        raise UnreadableError("unsupported", f"has {times} planes at each place: save one volume")
     numbers: list[int | None] = []
     for image in images:
         assert image.position_mm is not None

@@ -292,6 +292,8 @@ def crops(
 
     written = write_crops(_checked_config(config, store), masks, folder, margin_mm)
     print_line(out, f"{written.crops} crops are in {folder}, {written.new} of them new.")
+    for fault in written.faults:
+        print_line(out, fault)
     print_line(out, f"Embed them: radprobe extract {written.config}")
     for each in written.lost:
         print_line(out, f"Not cut: {each}: its image cannot be read any more.")

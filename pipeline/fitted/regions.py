@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
+
+from pipeline.annotations.region_notes import region_notes
 from pipeline.annotations.regions import Regions
 from pipeline.config.root import Config
 from pipeline.config.tasks import Task
 from pipeline.fitted.sources import Source
 from pipeline.segmentation.regions import gather
 from stores.errors import ConfigError
+from stores.features import OK
 
 
 def regions_of(question: Task, source: Source) -> Regions | None:
     """Return the regions of a source, gathered anew; None for a question of whole images.
 
-    Raises ConfigError where the source has no config with such masks, and as `gather` does.
+    What is no region, and why, is noted. Raises ConfigError where the source has no config with
+    such masks, and as `gather` does.
     """
     if question.region is None:
         return None
@@ -23,7 +28,13 @@ def regions_of(question: Task, source: Source) -> Regions | None:
         raise _no_masks(question.region.name, source.store.path)
     check_masks(question, source.config)
     gather(source.config, source.store, question.region)
-    return Regions.of(source.config, source.store, question.region)
+    regions = Regions.of(source.config, source.store, question.region)
+    slices = source.store.slices(["row", "series"])
+    has_features = source.store.status()[slices["row"].to_numpy()] == OK
+    structures = question.region.structures or regions.structures
+    notes = region_notes(regions, structures, slices.filter(pa.array(has_features)))
+    source.notes.extend(notes)
+    return regions
 
 
 def check_target(question: Task, target: Path) -> None:

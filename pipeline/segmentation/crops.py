@@ -45,12 +45,16 @@ CONFIG = "crops.yaml"
 
 @dataclass(frozen=True)
 class WrittenCrops:
-    """How many crops a folder has, how many of them are new, and the images that were lost."""
+    """How many crops a folder has, how many of them are new, and the images that were lost.
+
+    faults: the masks, or boxes, that cannot be used, in sentences.
+    """
 
     config: Path
     crops: int
     new: int
     lost: tuple[str, ...]
+    faults: tuple[str, ...]
 
 
 def write_crops(config: Config, name: str, out: Path, margin_mm: float) -> WrittenCrops:
@@ -71,8 +75,8 @@ def write_crops(config: Config, name: str, out: Path, margin_mm: float) -> Writt
     store = FeatureStore.open(config.store)
     with leaving(store) as written:
         written.append(out / IMAGES)
-        gather(config, store, choice)
-        return _write_all(config, store, choice, out, margin_mm)
+        faults = tuple(gather(config, store, choice).fault_lines())
+        return _write_all(config, store, choice, out, margin_mm, faults)
 
 
 def _check_folder(config: Config, out: Path) -> None:
@@ -105,7 +109,12 @@ def _takes(data: Data, name: str, root: Path, images: Path) -> bool:
 
 
 def _write_all(
-    config: Config, store: FeatureStore, choice: RegionChoice, out: Path, margin_mm: float
+    config: Config,
+    store: FeatureStore,
+    choice: RegionChoice,
+    out: Path,
+    margin_mm: float,
+    faults: tuple[str, ...],
 ) -> WrittenCrops:
     """Write the crops of the regions on file; see `write_crops`."""
     regions = Regions.of(config, store, choice)
@@ -131,7 +140,7 @@ def _write_all(
     for path in (out / IMAGES).rglob("*.npy"):
         if path not in kept:
             path.unlink()
-    return WrittenCrops(out / CONFIG, len(kept), new, tuple(lost))
+    return WrittenCrops(out / CONFIG, len(kept), new, tuple(lost), faults)
 
 
 def _by_row(pieces: list[dict[str, Any]]) -> Iterator[tuple[int, list[dict[str, Any]]]]:

@@ -67,7 +67,11 @@ class Gathered:
             f"{count(self.slices, 'slice')}, "
             f"{self.pooled} of them pooled now."
         ]
-        lines += [
+        return lines + self.fault_lines()
+
+    def fault_lines(self) -> list[str]:
+        """Return what cannot be used, in sentences."""
+        lines = [
             f"Regions of {self.masks}: cannot be used: {each}." for each in self.faults[:EXAMPLES]
         ]
         others = len(self.faults) - EXAMPLES

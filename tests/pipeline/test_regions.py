@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 
 from pipeline.annotations.regions import Regions
 from pipeline.cli import app as cli
-from pipeline.config.data import Data
+from pipeline.config.data import Data, Outputs
 from pipeline.config.loading import load_config
 from pipeline.config.regions import RegionChoice
 from pipeline.config.root import Config
@@ -38,6 +38,8 @@ from pipeline.evaluation.questions import cases_of
 from pipeline.evaluation.slice_weights import most_heeded, read_slice_weights
 from pipeline.fitted.fit import fit
 from pipeline.fitted.predict import predictions
+from pipeline.fitted.regions import regions_of
+from pipeline.fitted.sources import Source
 from pipeline.io.decode import read_slices
 from pipeline.outlook import outlook_of
 from pipeline.recipe import Preprocess
@@ -511,6 +513,11 @@ def test_bad_structures_are_named_and_counted(tmp_path: Path) -> None:
     assert "1 region covers less than one patch in all" in notes
     assert "first 2:right lung" in notes
     assert len(cases.units.ids) == 5
+    store = FeatureStore.open(config.store)
+    source = Source(store, Names(store.path), config)  # a model that is asked about them says so
+    regions_of(config.tasks["w"], source)
+    assert set(source.notes) <= set(cases.units.notes)
+    assert source.notes[0].startswith("1 mask cannot be used")
 
 
 def test_what_the_input_does_not_show_is_no_case(tmp_path: Path) -> None:
@@ -576,6 +583,9 @@ def test_what_regions_come_to_is_told_before_anything_is_embedded(lungs: Path) -
     assert f"Task side: {of_both}24 with 'right lung' (24 patients), 24 with 'left lung'" in text
     assert "as if each had every structure" in text
     assert "Regions are made of patch tokens, which are not kept" in text
+    config = config.model_copy(update={"outputs": Outputs(keep=("volume",))})
+    text = "\n".join(outlook_of(config, names.revealed(store.slices()), names).lines())
+    assert "write `outputs: {keep: [cls, mean, patch]}`, or no task of regions" in text
 
 
 def test_commands_tell_of_regions(lungs: Path, tmp_path: Path) -> None:
@@ -718,6 +728,7 @@ def test_each_box_of_a_table_is_a_region(
     assert "5 boxes cannot be used, first data row 4" in "; ".join(cases.units.notes)
     crops = write_crops(config, "nodules", tmp_path / "crops", margin_mm=0)
     assert crops.crops == 4
+    assert "2 more cannot be used" in crops.faults[-1]
     store = FeatureStore.open(config.store)
     hidden = Names(store.path, config.data.paths)
     slices = hidden.revealed(store.slices())

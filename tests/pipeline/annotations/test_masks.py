@@ -291,6 +291,24 @@ def write_ct(root: Path, **more: Any) -> tuple[list[Path], NDArray[np.uint8]]:
 
 
 VALUES = {1: "liver", 2: "spleen"}
+
+
+def test_a_mask_of_several_volumes_in_one_place_is_not_guessed(tmp_path: Path) -> None:
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    labels = np.zeros((8, 9, 3, 2), np.uint8)
+    labels[2:5, 3:6, :, 0] = 1
+    affine = np.diag([-1.0, -1, 4, 1])
+    by = {"files": {"**": "{name}"}, "values": {1: "lung"}}
+    nib.save(nib.Nifti1Image(labels.astype(np.int16), affine), tmp_path / "images" / "v.nii")
+    nib.save(nib.Nifti1Image(labels, affine), tmp_path / "masks" / "v.nii")
+    with pytest.raises(LabelError, match="has 2 planes at each place: save one volume"):
+        kept_of(tmp_path, by)
+    nib.save(nib.Nifti1Image(labels[..., 0], affine), tmp_path / "masks" / "v.nii")
+    kept = kept_of(tmp_path, by)  # the same of each time point
+    assert [int(kept.labels(row).sum()) for row in range(6)] == [9] * 6
+
+
 SERIES = {"files": {"**": "ct.nii.gz"}, "values": VALUES}
 
 
