@@ -26,7 +26,7 @@ from pipeline.annotations.spellings import (
     spelling_notes,
     truths,
 )
-from pipeline.annotations.texts import is_number, is_text
+from pipeline.annotations.texts import is_date, is_number, is_text
 from pipeline.config.tasks import Task
 from pipeline.shared.texts import count
 from stores.errors import LabelError
@@ -209,6 +209,9 @@ def _thousands_notes(cells: Texts, name: str) -> list[str]:
 
 def _refuse_text(texts: Texts, name: str, of_time: bool) -> None:
     others = [i + 1 for i, text in enumerate(texts) if text is not None and not is_number(text)]
+    if of_time and not others:  # DICOM's dates are numbers of eight digits
+        there = {i + 1: text for i, text in enumerate(texts) if text is not None}
+        others = [*there] if all(map(is_date, there.values())) else []
     if others:
         also = f" and {len(others) - 1} more" if len(others) > 1 else ""
         kind, otherwise = "values: number", "or leave values out for classes"

@@ -240,16 +240,9 @@ def doubt_notes(
 def code_notes(texts: NDArray[Any], column: str, empty: Collection[str]) -> list[str]:
     """Return a note on numbers that may be codes for none, such as -999 of ages.
 
-    texts (n,): numbers, without empty cells. empty: what is written in empty cells. A code is
-    negative where no other number is, or more than twice the greatest of the others.
+    texts (n,): numbers, without empty cells. empty: what is written in empty cells.
     """
-    rows = Counter(plain(text) for text in texts.tolist())
-    others = [float(value) for value in rows if value not in _CODES]
-    if not others or min(others) < 0:
-        return []
-    codes = {
-        code: rows[code] for code in _CODES & rows.keys() if not 0 <= float(code) <= 2 * max(others)
-    }
+    codes = codes_of(texts)
     if not codes:
         return []
     as_empty = f"`empty: [{', '.join(map(quoted, [*empty, *sorted(codes)]))}]`"
@@ -257,6 +250,20 @@ def code_notes(texts: NDArray[Any], column: str, empty: Collection[str]) -> list
         f"{_with_rows(codes)} of column {column!r} count as numbers; if nothing is known there, "
         f"write {as_empty} into the task"
     ]
+
+
+def codes_of(texts: NDArray[Any]) -> dict[str, int]:
+    """Return which numbers (n,) may be codes for none, and of how many each.
+
+    A code is negative where no other number is, or more than twice the greatest of the others.
+    """
+    rows = Counter(plain(text) for text in texts.tolist())
+    others = [float(value) for value in rows if value not in _CODES]
+    if not others or min(others) < 0:
+        return {}
+    return {
+        code: rows[code] for code in _CODES & rows.keys() if not 0 <= float(code) <= 2 * max(others)
+    }
 
 
 def quoted(text: str) -> str:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline.annotations.label_file import LabelTable
 from pipeline.annotations.label_values import with_decimal_points
 from pipeline.annotations.labels import column_of, one_text_a_unit
-from pipeline.annotations.spellings import code_notes
+from pipeline.annotations.spellings import codes_of
 from pipeline.annotations.texts import is_number
 from pipeline.annotations.units import Units
 from pipeline.shared.arrays import Floats, Rows
@@ -147,7 +147,10 @@ class Covariate(Frozen):
                 f"no one value of {missing} of {len(texts)} units, for which {stands} stands"
             )
         if self.categories is None:
-            parts += code_notes(texts[texts != ""], self.name, ())
+            parts += [
+                f"{code} of {n} counts as a number; if it says nothing, name it in labels.empty"
+                for code, n in sorted(codes_of(texts[texts != ""]).items())
+            ]
         else:
             unknown = int((~np.isin(texts, [*self.categories, ""])).sum())
             if unknown:

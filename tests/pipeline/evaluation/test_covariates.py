@@ -46,7 +46,7 @@ def test_numbers_are_filled_and_scaled_as_train_says() -> None:
     assert column.note(texts(1, "", 2)) == (
         "column 'age': no one value of 1 of 3 units, for which the median of train stands"
     )
-    assert "'-999' (1 rows) of column 'age' count as numbers" in column.note(texts(40, -999))
+    assert "'age': -999 of 1 counts as a number; if it says nothing" in column.note(texts(40, -999))
     assert Covariate.fit("same", texts(5, 5)).encode(texts(5, 7)).tolist() == [[0], [2]]
 
 

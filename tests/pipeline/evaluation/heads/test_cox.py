@@ -198,14 +198,20 @@ def test_a_task_of_survival_names_two_columns_and_no_label(task: dict[str, Any])
 
 
 @pytest.mark.parametrize(
-    ("events", "says"),
-    [("0", "Column 'died' has '0' among.*nobody had the event"), ("12", "beside `event: died`")],
+    ("events", "days", "says"),
+    [
+        ("0", "1", "Column 'died' has '0' among.*nobody had the event"),
+        ("12", "1", "beside `event: died`"),
+        ("01", "20240131", "Column 'days' has another in data row 1 and 5 more.*between dates"),
+    ],
 )
-def test_a_column_of_no_event_is_refused(tmp_path: Path, events: str, says: str) -> None:
+def test_no_event_and_no_time_are_refused(
+    tmp_path: Path, events: str, days: str, says: str
+) -> None:
     make_store(tmp_path / "store", np.zeros((6, 4, 2)), [{"patient": f"P{i}"} for i in range(6)])
     died = [events[i % len(events)] for i in range(6)]
     write_csv(
-        tmp_path / "labels.csv", path=[f"f{i}.png" for i in range(6)], days=[1] * 6, died=died
+        tmp_path / "labels.csv", path=[f"f{i}.png" for i in range(6)], days=[days] * 6, died=died
     )
     with pytest.raises(LabelError, match=says):
         evaluate(config_of(tmp_path, tasks={"death": TASK}), ["cox"])
