@@ -328,7 +328,7 @@ class Architecture(Frozen):
     dim: int
     depth: int
     heads: int
-    patch: int = 14
+    patch: Annotated[int, Field(gt=0)] = 14
     registers: int = 0
     ffn: Literal["mlp", "swiglu"] = "mlp"
     mlp_ratio: int = 4

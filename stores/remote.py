@@ -143,12 +143,14 @@ def _undisturbed(
     what `copy` raises where nobody does, and StaleTablesError where there is no end of it.
     """
     for _ in range(_TRIES):
+        # First: a purge that has changed the manifest already may end within the copy.
+        busy = is_busy()
         before = version()
         try:
             copied = copy()
         except (CorruptStoreError, FileNotFoundError):
             # Of what a purge takes out at the moment, some is gone, and some does not fit.
-            if version() == before and not is_busy():
+            if version() == before and not busy and not is_busy():
                 raise
             time.sleep(_MOMENT_S)
             continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -183,3 +183,20 @@ def test_unknown_places_are_told(full: FeatureStore, url: str, tmp_path: Path) -
 def test_a_bucket_that_is_not_there_is_told(full: FeatureStore, url: str) -> None:
     with pytest.raises(ConfigError, match="there is no such bucket. Create it"):
         remote.push(full.path, f"s3://no-such-bucket-{url.split('/')[2]}/store")
+
+
+def test_a_copy_that_a_purge_ended_within_is_made_again() -> None:
+    """The manifest was changed before it began, and nobody is at work when an object is missed."""
+    made: Iterator[Exception | remote.Copied] = iter(
+        [FileNotFoundError("results/a.json"), remote.Copied(1, 1)]
+    )
+    busy = iter([True, False, False])
+
+    def copy() -> remote.Copied:
+        result = next(made)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    copied = remote._undisturbed(copy, lambda: "purged", lambda: next(busy), "here")
+    assert copied == remote.Copied(1, 1)

@@ -230,3 +230,8 @@ def test_a_recipe_is_validated_when_made(change: dict[str, object], says: str) -
 def test_random_weights_are_known_as_such() -> None:
     assert Recipe(architecture=VIT, weights=RANDOM).random
     assert not Recipe(architecture=VIT, weights="sha256:" + "0" * 64).random
+
+
+def test_a_recipe_of_patches_without_pixels_is_refused() -> None:
+    with pytest.raises(ValueError, match="patch"):
+        Architecture(dim=384, depth=12, heads=6, patch=0)
