@@ -60,17 +60,22 @@ def cause_of(
     return f"{LIKELIEST} (as for {n} of {len(some)}), {cause}"
 
 
+def _without_suffix(path: PurePosixPath) -> str:
+    """Return a path without its suffix; an empty one, as of a stranger's store, as it is."""
+    return str(path.with_suffix("") if path.name else path)
+
+
 def _causes_of_paths(lost: list[str], paths: set[str], root: Path) -> Counter[str]:
     there = [PurePosixPath(path) for path in paths]
     any_case = {str(path).casefold() for path in there}
     suffixes: dict[str, set[str]] = {}
     for path in there:
-        suffixes.setdefault(str(path.with_suffix("")), set()).add(path.suffix)
+        suffixes.setdefault(_without_suffix(path), set()).add(path.suffix)
     by_name = {path.name for path in there}
     causes: Counter[str] = Counter()
     for key in filter(None, lost):
         path = PurePosixPath(key)
-        stem = str(path.with_suffix(""))
+        stem = _without_suffix(path)
         if key.casefold() in any_case:
             causes["they differ from files of the collection in upper and lower case alone"] += 1
         elif key in suffixes:

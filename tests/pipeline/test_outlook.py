@@ -12,6 +12,7 @@ import SimpleITK as sitk
 import yaml
 from PIL import Image
 
+from pipeline.annotations.label_causes import _causes_of_paths
 from pipeline.config.loading import load_config
 from pipeline.evaluate import evaluate
 from pipeline.extract import extract
@@ -82,6 +83,13 @@ def test_what_joins_is_counted_with_units_patients_and_positives(tmp_path: Path)
     assert len(lines) == 3
     in_turn = make_project(tmp_path, all_rows(), split={"kind": "kfold"})
     assert look_ahead(in_turn).lines()[1:] == lines[:2]
+
+
+def test_a_path_that_is_none_is_no_fault_of_ours() -> None:
+    there = {"", ".", "a/b.png"}
+    causes = _causes_of_paths(["", ".", "a/b", "a/b.jpg"], there, Path())
+    assert causes["they lack the suffix of a file, .png"] == 1
+    assert sum(causes.values()) == 3
 
 
 @pytest.mark.parametrize(
