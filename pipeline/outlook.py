@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -27,13 +26,12 @@ from pipeline.annotations.mask_matching import (
     why_none,
 )
 from pipeline.annotations.units import Truth, Units
-from pipeline.backbones.volume_models import VOLUME_NETWORKS
 from pipeline.config.heads import DEFAULT_HEADS, declared
 from pipeline.config.root import Config
-from pipeline.config.tasks import FeatureSet, SliceFeatures, Task
+from pipeline.config.tasks import FeatureSet, Task
 from pipeline.evaluation.cases import features_alone, keys_of_units, split_texts
 from pipeline.evaluation.failures import Failures
-from pipeline.evaluation.pooling import are_kept, outputs_of
+from pipeline.evaluation.pooling import are_kept, kept_features, outputs_of
 from pipeline.evaluation.questions import tables_of, with_policies
 from pipeline.evaluation.splits import (
     Split,
@@ -45,6 +43,7 @@ from pipeline.evaluation.splits import (
     split_path,
 )
 from pipeline.extraction.modalities import modalities_of, unnamed_note
+from pipeline.extraction.recipes import sees_volumes
 from pipeline.shared.few import FEW_PATIENTS
 from pipeline.shared.pseudonyms import Names
 from pipeline.shared.texts import count
@@ -182,7 +181,6 @@ class Outlook:
     tasks: tuple[TaskOutlook, ...] = ()
     masks: tuple[MaskOutlook, ...] = ()
     notes: tuple[str, ...] = ()
-
     segments: bool = False
 
     @property
@@ -432,7 +430,7 @@ def _not_kept(config: Config) -> Sequence[str]:
 def _not_kept_for_heads(config: Config) -> Iterator[str]:
     """Yield what the heads of `evaluate` see of whole slices and the store would not have."""
     outputs = config.outputs
-    if "volume" in outputs.keep or config.backbone.name in VOLUME_NETWORKS:
+    if sees_volumes(config):
         return
     of_slices = [task for task in config.tasks.values() if task.region is None]
     of_survival = {task.time is not None for task in of_slices}
@@ -447,15 +445,8 @@ def _not_kept_for_heads(config: Config) -> Iterator[str]:
     for features, methods in lacking.items():
         missing = [name for name in outputs_of(features) if name not in outputs.keep]
         keep = ", ".join([*outputs.keep, *missing])
-        kept = next(
-            (
-                each
-                for each in get_args(SliceFeatures)
-                if are_kept(each, outputs.keep, outputs.blocks)
-            ),
-            None,
-        )
-        instead = f", or e.g. `{methods[0]}: {{features: {kept}}}`" if kept else ""
+        available = kept_features(outputs.keep, outputs.blocks)
+        instead = f", or e.g. `{methods[0]}: {{features: {available[0]}}}`" if available else ""
         how = f"`outputs: {{keep: [{keep}]}}`" if missing else "`outputs: {blocks: 4}`"
         yield (
             f"Nothing is answered by {' and '.join(methods)}, of {features}, which is not kept: "

@@ -214,9 +214,10 @@ def _refuse_text(texts: Texts, name: str, of_time: bool) -> None:
         others = [*there] if all(map(is_date, there.values())) else []
     if others:
         also = f" and {len(others) - 1} more" if len(others) > 1 else ""
-        kind, otherwise = "values: number", "or leave values out for classes"
+        kind = "time" if of_time else "values: number"
+        otherwise = "or leave values out for classes"
         if of_time:
-            kind, otherwise = "time", "or write how long it is between dates"
+            otherwise = "or write how long it is between dates"
         raise LabelError(
             f"A column of {kind} must hold finite numbers. Column {name!r} has another in data row "
             f"{others[0]}{also}; correct it, leave the cell empty, {otherwise}."

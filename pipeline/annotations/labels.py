@@ -304,7 +304,8 @@ def _nothing_joins(
         hint = prefix_hint(table, keys, lost_paths.tolist(), root, names)
         if hint:
             # What helps is said there, and neither another key nor another `by` would.
-            compared, remedy = f"{compared}; {hint}", ""
+            compared += f"; {hint}"
+            remedy = ""
     if remedy:
         first_of_key = {key: row for row, key in reversed([*enumerate(keys)])}
         lost = sorted(first_of_key.values())

@@ -514,8 +514,8 @@ def _level(name: str) -> Level:
     """Return a level of whole images by name. Raises ConfigError for another word."""
     from pipeline.annotations.levels import LEVELS
 
-    whole = tuple(name for name, level in LEVELS.items() if level.is_whole)
-    return _one_of(whole, "--level", name)
+    of_images = tuple(name for name, level in LEVELS.items() if level.is_whole)
+    return _one_of(of_images, "--level", name)
 
 
 def _method(name: str) -> Method:

@@ -56,9 +56,9 @@ class Tuning(HeadSettings):
     seed: int = 0
 
     @model_serializer(mode="wrap")
-    def _as_before(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _as_before(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave `refit` out where it is not asked for: answers without it are named as ever."""
-        settings: dict[str, Any] = whole(self)
+        settings: dict[str, Any] = serialise(self)
         if self.refit == "none":
             settings.pop("refit", None)
         return settings

@@ -377,12 +377,12 @@ class Cases:
 
         Features, and the task's columns beside them where it sees those.
         """
-        beside = self._beside(head, parts)
-        if beside is None:
+        covariates = self._encoded_covariates(head, parts)
+        if covariates is None:
             return self.tokens(head, parts)
         if head.features == COLUMNS:
-            return beside
-        return _side_by_side(self.tokens(head, parts), beside, self.store.path)
+            return covariates
+        return _side_by_side(self.tokens(head, parts), covariates, self.store.path)
 
     def tokens(self, head: HeadSettings, parts: Parts) -> Floats:
         """Return (n, d) the units' features, before they are scaled for a head.
@@ -425,10 +425,10 @@ class Cases:
 
     def unscaled_slices(self, head: HeadSettings, parts: Parts) -> Floats:
         """Return (m, d) what a head sees of every slice: its features, and its unit's columns."""
-        beside = self._beside(head, parts)
-        if beside is None:
+        covariates = self._encoded_covariates(head, parts)
+        if covariates is None:
             return self.slice_tokens(head, parts)
-        of_slices = beside[self.units.unit]
+        of_slices = covariates[self.units.unit]
         if head.features == COLUMNS:
             return of_slices
         return _side_by_side(self.slice_tokens(head, parts), of_slices, self.store.path)
@@ -483,7 +483,7 @@ class Cases:
         columns = self.task.columns
         return ColumnTexts.of(self.table, columns, self._slices, self._root, self._names)
 
-    def _beside(self, head: HeadSettings, parts: Parts) -> Floats | None:
+    def _encoded_covariates(self, head: HeadSettings, parts: Parts) -> Floats | None:
         """Return (n, k) the units' columns as numbers, and note what is missing; None for none."""
         covariates = self.covariates(head, parts)
         if not covariates.columns:
@@ -537,12 +537,12 @@ def features_alone(which: FeatureSet) -> FeatureSet:
     return "cls" if alone == COLUMNS else alone
 
 
-def _side_by_side(x: Floats, beside: Floats, folder: Path) -> Floats:
+def _side_by_side(x: Floats, covariates: Floats, folder: Path) -> Floats:
     """Return features x (n, d) and columns (n, k) as (n, d + k), where many in a scratch file."""
-    joined = allocate(len(x), x.shape[1] + beside.shape[1], folder)
+    joined = allocate(len(x), x.shape[1] + covariates.shape[1], folder)
     for now in batches(len(x)):
         joined[now, : x.shape[1]] = x[now]
-        joined[now, x.shape[1] :] = beside[now]
+        joined[now, x.shape[1] :] = covariates[now]
     return joined
 
 

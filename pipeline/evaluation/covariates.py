@@ -167,8 +167,9 @@ def tells_all(texts: Texts, y: NDArray[Any]) -> bool:
     values = np.unique(texts[known])
     if len(values) > MOST_CATEGORIES or known.sum() < _OFTEN * len(values):
         return False
-    told = [set(y[texts == value].tolist()) for value in values.tolist()]
-    return len(set().union(*told)) > 1 and all(len(classes) == 1 for classes in told)
+    classes_of_value = [set(y[texts == value].tolist()) for value in values.tolist()]
+    each_tells = all(len(classes) == 1 for classes in classes_of_value)
+    return each_tells and len(set().union(*classes_of_value)) > 1
 
 
 def has_numbers(name: str, known: Texts) -> bool:

@@ -149,6 +149,11 @@ def are_kept(which: FeatureSet | RegionFeatures, outputs: Collection[Output], bl
     return set(outputs_of(which)) <= set(outputs) and blocks_of(which) <= blocks
 
 
+def kept_features(outputs: Collection[Output], blocks: int) -> list[SliceFeatures]:
+    """Return the feature sets of slices that some outputs, of so many blocks, have."""
+    return [each for each in get_args(SliceFeatures) if are_kept(each, outputs, blocks)]
+
+
 def _blocks_and_width(store: FeatureStore, which: FeatureSet | RegionFeatures) -> tuple[int, int]:
     """Return how many blocks a feature set takes and its width, if the store has them."""
     if which.startswith("region"):
@@ -161,17 +166,14 @@ def _blocks_and_width(store: FeatureStore, which: FeatureSet | RegionFeatures) -
         return 1, width
     blocks = blocks_of(which)
     if not are_kept(which, recipe.outputs, recipe.blocks):
-        kept = [
-            f"`{each}`"
-            for each in get_args(SliceFeatures)
-            if are_kept(each, recipe.outputs, recipe.blocks)
-        ]
-        choice = (
-            f"Give the head those that are kept ({', '.join(kept)}), as in `probe: {{features: "
-            f"{kept[0].strip('`')}}}`, or extract with these outputs."
-            if kept
-            else "Extract with these outputs."
-        )
+        choice = "Extract with these outputs."
+        available = kept_features(recipe.outputs, recipe.blocks)
+        if available:
+            shown = ", ".join(f"`{each}`" for each in available)
+            choice = (
+                f"Give the head those that are kept ({shown}), as in `probe: {{features: "
+                f"{available[0]}}}`, or extract with these outputs."
+            )
         raise ConfigError(
             f"The features {which!r} need {blocks} blocks and the outputs "
             f"{sorted(outputs_of(which))}; the store has {recipe.blocks} blocks of "

@@ -90,9 +90,9 @@ def _of_volumes(config: Config) -> Config:
     heads = {}
     for name in HEADS:
         settings = config.settings_of(declared(name))
-        beside = f"+{COLUMNS}" if settings.features.endswith(f"+{COLUMNS}") else ""
+        columns = f"+{COLUMNS}" if settings.features.endswith(f"+{COLUMNS}") else ""
         if settings.features != COLUMNS:
-            heads[name] = settings.model_copy(update={"features": f"volume{beside}"})
+            heads[name] = settings.model_copy(update={"features": f"volume{columns}"})
     return config.model_copy(update=heads)
 
 

@@ -206,10 +206,10 @@ class Model(FiledModel[ModelRecord]):
         if not covariates.columns:
             return x
         assert columns is not None
-        beside = covariates.encode(columns.of_units(units))
+        numbers = covariates.encode(columns.of_units(units))
         if self.sees == "slices":
-            beside = beside[units.unit]
-        return np.concatenate([x, beside], axis=1)
+            numbers = numbers[units.unit]
+        return np.concatenate([x, numbers], axis=1)
 
     def features_of(self, store: FeatureStore, units: Units) -> Floats:
         """Return (n, d) the features of units of a store, pooled and not scaled."""

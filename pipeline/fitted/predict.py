@@ -328,9 +328,12 @@ def predict_piece(
     source: Source,
     piece: Piece,
     tally: PredictTally,
-    beside: ColumnTexts | None = None,
+    covariates: ColumnTexts | None = None,
 ) -> PredictedUnits:
-    """Return what a model says of some units, and count it; beside: the columns that it sees."""
+    """Return what a model says of some units, and count it.
+
+    covariates: what the columns that it sees say, of heads that see any.
+    """
     record = model.record
     n = len(piece.ids)
     numbers = np.full((n, len(number_columns(record))), np.nan)
@@ -342,7 +345,7 @@ def predict_piece(
     learnt = np.zeros(n, bool)
     at = piece.answered
     if len(at):
-        answer = model.answer(source.store, piece.units, beside)
+        answer = model.answer(source.store, piece.units, covariates)
         proba = answer.proba
         distance = answer.distances
         if answer.weights is not None:
@@ -370,7 +373,7 @@ def predict_piece(
         "decision": decided,
         "unlike": _or_null(percentile),
         "unlike_p": _or_null(p),
-        "notes": _notes(record, piece, p, learnt, beside),
+        "notes": _notes(record, piece, p, learnt, covariates),
     }
     for name, column in zip(number_columns(record), numbers.T, strict=True):
         columns[name] = _or_null(column)
@@ -393,13 +396,13 @@ def _notes(
     piece: Piece,
     p: Doubles,
     learnt: NDArray[np.bool_],
-    beside: ColumnTexts | None,
+    covariates: ColumnTexts | None,
 ) -> list[str]:
     """Return (n,) what is to be known of each unit beside its numbers, parted by "; "."""
     fewest, most = record.trained_on.slices
     lacking: dict[int, list[str]] = {}
-    if beside is not None:
-        texts = beside.of_units(piece.units)
+    if covariates is not None:
+        texts = covariates.of_units(piece.units)
         for column in record.covariates.columns:
             for place in np.flatnonzero(column.is_missing(texts[column.name])).tolist():
                 lacking.setdefault(int(piece.answered[place]), []).append(column.name)
