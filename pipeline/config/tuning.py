@@ -9,7 +9,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from pipeline.config.base import HeadSettings
 from pipeline.config.heads import LIBRARIES, Declaration
 from pipeline.config.presets import PRESETS
-from pipeline.config.tasks import SliceFeatures
+from pipeline.config.tasks import COLUMNS, SliceFeatures
 
 LoraTarget = Literal["qkv", "shared-qkv", "proj", "fc1", "fc2"]
 
@@ -73,6 +73,18 @@ class Tuning(HeadSettings):
     def _of_protocol(cls, data: Any) -> Any:
         if isinstance(data, dict) and data.get("protocol") == "paper":
             return {**PRESETS["paper"][cls.block], **data}
+        return data
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_images_alone(cls, data: Any) -> Any:
+        features = data.get("features") if isinstance(data, dict) else None
+        if isinstance(features, str) and features.endswith(COLUMNS):
+            raise ValueError(
+                "A network is tuned on images, whose pixels no column changes. Got features "
+                f"{features!r}; leave the columns out, or ask a head on cached features about "
+                "them: probe, or mlp."
+            )
         return data
 
     @model_validator(mode="after")
