@@ -315,4 +315,5 @@ class EmbeddingRun:
 def _known_pixels(store: FeatureStore) -> Originals:
     """Return which rows first held which pixels; read once, by a look at every part."""
     preprocess = recipe_of(store).preprocess
-    return Originals(store, functools.partial(rule_number, preprocess))
+    # Asked of every slice, of few modalities.
+    return Originals(store, functools.cache(functools.partial(rule_number, preprocess)))

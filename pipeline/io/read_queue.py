@@ -10,13 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.io.decode import read_frames
+from pipeline.io.decode import read_request
 from pipeline.io.pool import WorkerPool
 from pipeline.io.process import FileTask
 from pipeline.io.types import FrameRead, Request
-from pipeline.shared.paths import collection_file
-from pipeline.types import Failure, Plane
-from stores.errors import UnreadableError
+from pipeline.types import Plane
 
 
 class ReadQueue(Protocol):
@@ -76,22 +74,13 @@ class InlineReadQueue:
     def put(self, request: Request) -> None:
         """Note a file, which is opened when its first frame is taken out."""
         self.frames_left = len(request.frames)
-        self._reads = self._read(request)
+        self._reads = read_request(self._root, request, self._plane)
 
     def get(self) -> FrameRead:
         """Read the next frame."""
         read = next(self._reads)
         self.frames_left -= 1
         return read
-
-    def _read(self, request: Request) -> Iterator[FrameRead]:
-        try:
-            path = collection_file(self._root, request.path)
-        except UnreadableError as error:
-            for frame in request.frames:
-                yield FrameRead(Failure(frame, error.reason, error.detail))
-            return
-        yield from read_frames(path, request.frames, self._plane, request.stamp)
 
     def close(self) -> None:
         """Close the file that is open."""

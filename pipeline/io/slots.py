@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import math
 import mmap
 import os
 from collections import deque
@@ -74,7 +75,7 @@ class SlotMemory:
         """Return what the process left in a slot. Raises BrokenSlotError."""
         if type(number) is not int or type(at) is not int or not 0 <= number < _FLAGS:
             raise BrokenSlotError(f"slot {number!r}")
-        end = at + int(np.prod(shape, dtype=object)) * dtype.itemsize
+        end = at + math.prod(shape) * dtype.itemsize
         if not _FLAGS <= at <= end <= len(self.bytes) - len(_SEAL) or at % _ALIGNED:
             raise BrokenSlotError(f"a slot from byte {at} to {end} of {len(self.bytes)}")
         if self.bytes[end : end + len(_SEAL)] != _SEAL:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.backbones.load import Backbone
+from pipeline.config.feature_sets import made_of
 from pipeline.config.heads import TUNED
 from pipeline.config.tasks import FeatureSet
 from pipeline.config.tuning import BitFit, FineTune, FrozenTune, Lora, NormTune, Tuning
@@ -46,8 +47,9 @@ class TunableNetwork(nn.Module):
         outputs = self.backbone.forward(x)
         if self.feature_set == "patch":
             return outputs.patch[:, None]
-        cls = outputs.cls[:, -blocks_of(self.feature_set) :].flatten(1)
-        if "mean" in self.feature_set:
+        made = made_of(self.feature_set)
+        cls = outputs.cls[:, -made.blocks :].flatten(1)
+        if made.mean:
             return torch.cat([cls, outputs.mean], dim=1)
         return cls
 
@@ -78,11 +80,6 @@ class TunableNetwork(nn.Module):
             for name, parameter in self.named_parameters()
             if parameter.requires_grad
         }
-
-
-def blocks_of(features: str) -> int:
-    """Return how many blocks' CLS tokens a feature set has."""
-    return 4 if features.startswith("cls4") else 1
 
 
 # --- what a method trains ------------------------------------------------------------------------
