@@ -139,6 +139,16 @@ class NormTune(Tuning):
     block: ClassVar[str] = "norm"
 
 
+class FrozenTune(Tuning):
+    """The network stays as it is: its head alone is trained, on images that are changed by chance.
+
+    As the paper and DINOv2 train linear heads on crops and flips, embedded anew in every epoch.
+    rate, layer_decay: of nothing.
+    """
+
+    block: ClassVar[str] = "frozen"
+
+
 def _declared(
     name: str, title: str, settings: type[Tuning], contract: int = 8
 ) -> Declaration[Tuning]:
@@ -160,4 +170,5 @@ DECLARED = {
     "lora": _declared("lora", "LoRA", Lora),
     "bitfit": _declared("bitfit", "BitFit", BitFit),
     "norm": _declared("norm", "Norms alone", NormTune),
+    "frozen": _declared("frozen", "Head on changed images", FrozenTune),
 }

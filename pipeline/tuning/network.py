@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from pipeline.backbones.load import Backbone
 from pipeline.config.feature_sets import made_of
+from pipeline.config.heads import TUNED
 from pipeline.config.tasks import FeatureSet
-from pipeline.config.tuning import BitFit, FineTune, Lora, NormTune, Tuning
+from pipeline.config.tuning import BitFit, FineTune, FrozenTune, Lora, NormTune, Tuning
 from stores.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -108,13 +109,16 @@ def make_trainable(network: TunableNetwork, settings: Tuning) -> LoraModel | Non
         case NormTune():
             for parameter in _norm_parameters(body):
                 parameter.requires_grad_(True)
+        case FrozenTune():
+            pass
         case _:
             raise ConfigError(
-                f"A method must be one of finetune, lora, bitfit or norm. Got settings of "
+                f"A method must be one of {', '.join(TUNED)}. Got settings of "
                 f"{type(settings).__name__} instead."
             )
     _close_unreached(network)
-    if not any(parameter.requires_grad for parameter in body.parameters()):
+    opens_some = not isinstance(settings, FrozenTune)
+    if opens_some and not any(parameter.requires_grad for parameter in body.parameters()):
         raise ConfigError(
             f"{type(settings).__name__} finds nothing to train in a network of the family "
             f"{network.backbone.architecture.family!r}; take finetune."
