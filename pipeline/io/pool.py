@@ -378,6 +378,8 @@ def _frame_read(worker: Worker, task: FileTask, message: dict[str, Any]) -> Fram
     try:
         item = _item(worker, message)
         file, pixels = map(_digest, (message["file"], message["pixels"]))
+        if isinstance(item, Slice) and (file is None or pixels is None):
+            raise ValueError("a slice without its digests")
         read = FrameRead(item, file, pixels, float(message["seconds"]))
         is_next = task.frames is not None and item.frame == task.frames[task.received]
     except (ArithmeticError, LookupError, TypeError, ValueError):
