@@ -295,6 +295,8 @@ def main() -> None:
     """Import, serve, and become what was asked for."""
     place = sys.argv[1]
     owner = os.pidfd_open(int(sys.argv[2]))
+    # Ignored where a shell has the tests in the background: what is forked hears of it all the same.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in sys.argv[4:]:
         importlib.import_module(name)
     gc.freeze()  # what is here stays: no process forked from this one need look through it
