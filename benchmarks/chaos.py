@@ -3,18 +3,22 @@
     .venv/bin/python -m benchmarks.chaos --runs 50
 
 Each run embeds the same small collection into a store of its own with `radprobe extract`, killed
-(-9) at random moments and started again until one ends by itself. Every fifth run has two processes
-at once, one of them killed; every seventh starts on a file system too small for the store, which is
-enlarged when a process has said so (a tmpfs: needs root, is passed over without it). At the end the
-features must be those of an undisturbed run, bit for bit, and verify must find nothing.
+(-9) at random moments and started again until one ends by itself. A moment lies between the first
+claim of a process and the end of an undisturbed run, so that every kill falls within the work; how
+many parts were committed at each is printed. Every fifth run has two processes at once, one of them
+killed; every seventh starts on a file system too small for the store, which is enlarged when a
+process has said so (a tmpfs: needs root, is passed over without it). At the end the features must
+be those of an undisturbed run, bit for bit, and verify must find nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,23 +28,30 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process with threads cannot be forked
+
 import numpy as np
 
+from benchmarks.crash import NETWORKS, done, forked, log_of, radprobe
 from benchmarks.tiny import write_setup
 from stores import FeatureStore
+from stores.claims import holders
+from stores.contents import CLAIMS, PARTS
 from stores.verify import verify
 
 FULL = "the disk is full"
 MAX_STARTS = 40
+_LOOK_S = 0.002
 
 
 @dataclass
 class Run:
-    """What happened in one run."""
+    """What happened in one run. committed: how many parts there were at each kill."""
 
     number: int
     kind: str
     exits: Counter[str] = field(default_factory=Counter)
+    committed: list[int] = field(default_factory=list)
     equal: bool = False
     clean: bool = False
     seconds: float = 0.0
@@ -59,35 +70,40 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         runs = list(chaos(Path(folder), args.runs, args.seed))
     good = sum(run.good for run in runs)
-    print(f"{good} of {len(runs)}: features bit-equal to the undisturbed ones, and verify clean")
-    sys.exit(good != len(runs))
+    kills = sum(len(run.committed) for run in runs)
+    print(
+        f"{good} of {len(runs)}: features bit-equal to the undisturbed ones, and verify clean; "
+        f"{kills} kills fell within the work"
+    )
+    sys.exit(good != len(runs) or not kills)
 
 
 def chaos(folder: Path, runs: int, seed: int, patients: int = 10) -> Iterator[Run]:
     """Do the runs, print a line each, yield what happened."""
     rng = random.Random(seed)
-    config = write_setup(folder, patients=patients, part_rows=16)
-    started = time.perf_counter()
-    start(config, folder / "calm").wait()
-    calm_s = time.perf_counter() - started
-    calm = FeatureStore.open(folder / "calm")
-    print(
-        f"undisturbed: {calm_s:.1f} s, {len(calm.slices())} slices, {size(calm.path) / 1e6:.2f} MB"
-    )
-    print(f"{'run':>3} {'kind':<10} {'starts':>6} {'killed':>6} {'full':>4} {'s':>5}  bits  verify")
+    for name in NETWORKS:  # seconds, in each process forked from here on
+        importlib.import_module(name)
+    config = done(forked(lambda: str(write_setup(folder, patients=patients, part_rows=16))))
+    calm_s = 0.0
+    for name in ("warm", "calm"):  # the first reads everything from the disk
+        calm_s = undisturbed(config, folder / name)
+    calm = FeatureStore.open(folder / "calm/store")
+    parts = len(list((calm.path / PARTS).iterdir()))
+    print(f"undisturbed: {calm_s:.1f} s of work, {len(calm.slices())} slices, {parts} parts")
+    print(f"{'run':>3} {'kind':<10} {'starts':>6} {'full':>4} {'s':>5}  bits  verify  kills")
     for number in range(1, runs + 1):
         run = Run(number, kind_of(number))
         began = time.perf_counter()
         place = folder / f"run{number}"
         with disk(place, size(calm.path), small=run.kind == "full disk") as enlarge:
-            disturb(config, place / "store", run, rng, calm_s, enlarge)
+            disturb(config, place, run, rng, calm_s, enlarge)
             run.equal, run.clean = compare(calm, place / "store")
         run.seconds = time.perf_counter() - began
-        starts, killed, full = run.exits.total(), run.exits["killed"], run.exits["full"]
+        kills = ", ".join(f"{committed}/{parts}" for committed in run.committed)
         print(
-            f"{number:>3} {run.kind:<10} {starts:>6} {killed:>6} {full:>4} "
+            f"{number:>3} {run.kind:<10} {run.exits.total():>6} {run.exits['full']:>4} "
             f"{run.seconds:>5.1f}  {'equal' if run.equal else 'OTHER'} "
-            f"{'clean' if run.clean else 'DAMAGED'}",
+            f"{'clean' if run.clean else 'DAMAGED'}   {kills}",
             flush=True,
         )
         yield run
@@ -100,45 +116,94 @@ def kind_of(number: int) -> str:
     return "two at once" if number % 5 == 0 else "alone"
 
 
+def undisturbed(config: str, place: Path) -> float:
+    """Extract into the store of a folder; return how long the work took, from the first claim."""
+    place.mkdir()
+    pid = start(config, place)
+    wait_for_claim(pid, place)
+    began = time.perf_counter()
+    if code := wait_for_end(pid):
+        raise RuntimeError(f"undisturbed, it ended with {code}: {log_of(place).read_text()}")
+    return time.perf_counter() - began
+
+
 def disturb(
-    config: Path, store: Path, run: Run, rng: random.Random, calm_s: float, enlarge: list[str]
+    config: str, place: Path, run: Run, rng: random.Random, calm_s: float, enlarge: list[str]
 ) -> None:
     """Start and kill extractions until one ends well."""
+    log = log_of(place)
     for attempt in range(MAX_STARTS):
-        others = [start(config, store) for _ in range(run.kind == "two at once")]
-        process = start(config, store)
+        log.unlink(missing_ok=True)
+        others = [start(config, place) for _ in range(run.kind == "two at once")]
+        process = start(config, place)
+        wait_for_claim(process, place)
         # Later attempts are let live longer, so that every run ends.
-        limit = rng.uniform(0.2, calm_s * (1 + attempt / 4))
-        try:
-            _, text = process.communicate(timeout=limit)
-            code = process.returncode
-        except subprocess.TimeoutExpired:
-            process.kill()
-            _, text = process.communicate()
-            code = -9
+        code = kill_after(process, rng.uniform(0, calm_s * (1 + attempt / 4)))
+        if code == -signal.SIGKILL:
+            run.committed.append(len(list((place / "store" / PARTS).glob("*.json"))))
         for other in others:
-            other.communicate()
+            wait_for_end(other)
         if code == 0:
             run.exits["done"] += 1
             return
-        full = FULL in text
-        run.exits["full" if full else "killed" if code == -9 else f"exit {code}"] += 1
+        full = FULL in log.read_text()
+        run.exits["full" if full else f"exit {code}"] += 1
         if full and enlarge:
             subprocess.run(enlarge, check=True)
             enlarge.clear()
+    text = log.read_text()
     raise RuntimeError(f"run {run.number} did not end in {MAX_STARTS} starts: {run.exits}; {text}")
 
 
-def start(config: Path, store: Path) -> subprocess.Popen[str]:
-    """Start one extraction."""
-    code = "from pipeline.cli import main; main()"
-    arguments = ["extract", str(config), "--store", str(store), "--device", "cpu"]
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+# --- processes ---------------------------------------------------------------------------------
+
+
+def start(config: str, place: Path) -> int:
+    """Start one extraction into the store of a folder, forked from this process."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        radprobe(place, "extract", config, "--store", str(place / "store"), "--device", "cpu")
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else code
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def wait_for_claim(pid: int, place: Path) -> None:
+    """Wait until a process has claimed something of a store, or has ended."""
+    while ended(pid) is None:
+        if any(
+            each.name.endswith(f":{pid}") for each in holders(place / "store" / CLAIMS).values()
+        ):
+            return
+        time.sleep(_LOOK_S)
+
+
+def kill_after(pid: int, seconds: float) -> int:
+    """Kill a process after some time, unless it has ended; return its exit code."""
+    deadline = time.perf_counter() + seconds
+    while time.perf_counter() < deadline and ended(pid) is None:
+        time.sleep(_LOOK_S)
+    os.kill(pid, signal.SIGKILL)  # to who has ended it does nothing
+    return wait_for_end(pid)
+
+
+def ended(pid: int) -> object | None:
+    """Return how a child has ended, which stays to be asked for; None where it lives."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+
+
+def wait_for_end(pid: int) -> int:
+    """Return the exit code of a child once it has ended."""
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+# --- what is left ------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager

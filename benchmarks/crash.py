@@ -2,6 +2,7 @@
 
     .venv/bin/python -m benchmarks.crash --of extract append purge
     .venv/bin/python -m benchmarks.crash --sample 20
+    .venv/bin/python -m benchmarks.crash --of extract --share 1/8   # to 8/8: all of it, in pieces
 
 Every call of a command that changes something on the disk, or in a bucket, is a point at which it
 may end, killed or by a power cut, or from which on the disk is full, of which it must tell as of no
@@ -160,13 +161,15 @@ def main() -> None:
     options.add_argument("--of", nargs="+", choices=commands(), default=list(commands()))
     options.add_argument("--sample", type=int, help="Try so many states of each, not all.")
     options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--share", metavar="I/N", default="1/1", help="Try one of N shares.")
     args = options.parse_args()
+    number, of = map(int, args.share.split("/"))
     good = True
     print(f"{'command':<9}" + "".join(f"{name:>9}" for name in _COLUMNS), flush=True)
     with tempfile.TemporaryDirectory() as folder, server(args.of) as url:
         for name in args.of:
             place = Place(commands()[name], Path(folder) / name, url)
-            outcome = crash(place, args.sample, args.seed)
+            outcome = crash(place, args.seed, slice(number - 1, args.sample, of))
             good = good and outcome.good
             print(_row(outcome), flush=True)
             for fault in outcome.faults[:20]:
@@ -175,15 +178,15 @@ def main() -> None:
     sys.exit(not good)
 
 
-def crash(place: Place, sample: int | None, seed: int) -> Outcome:
-    """Try what a command leaves at each of its points, or some of it."""
+def crash(place: Place, seed: int, sample: slice) -> Outcome:
+    """Try what a command leaves at each of its points, or a sample of it in a random order."""
     began = time.perf_counter()
     trials = place.prepare()
     points = sum(len(trial.points) for trial in trials)
     print(f"{place.command.name}: {points} points leave {len(trials)} states", file=sys.stderr)
     random.Random(seed).shuffle(trials)  # so that what was tried until now tells of the rest
     outcome = Outcome(place.command.name)
-    for number, trial in enumerate(trials[:sample]):
+    for number, trial in enumerate(trials[sample]):
         try_again(place, trial, number, outcome)
         if number % 20 == 19:
             print(_row(outcome), file=sys.stderr, flush=True)
@@ -221,12 +224,13 @@ def try_again(place: Place, trial: Trial, number: int, outcome: Outcome) -> None
     shutil.rmtree(at)
 
 
-def _log(at: Path) -> Path:
+def log_of(at: Path) -> Path:
+    """Return where the output of the commands that are made in a folder goes."""
     return at.with_name(f"{at.name}.log")
 
 
 def _tail(at: Path) -> str:
-    log = _log(at)
+    log = log_of(at)
     return log.read_text()[-400:] if log.is_file() else ""
 
 
@@ -268,7 +272,7 @@ def forked(work: Callable[[], Any]) -> Ended:
 def radprobe(at: Path, *arguments: str) -> None:
     """Make a command of radprobe in a folder, in this process, which it ends by SystemExit."""
     os.chdir(at)
-    log = os.open(_log(at), os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    log = os.open(log_of(at), os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
     sys.argv = ["radprobe", *arguments]

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from stores._process import birth, place
+from stores._process import birth, has_ended, place
 from stores.errors import CorruptStoreError, UnwritableError
 
 TEMPORARY = ".tmp-"
@@ -358,12 +358,22 @@ def is_orphan(path: Path) -> bool:
     """Return whether a temporary file's writer has ended, or was silent for too long."""
     match path.name.removeprefix(TEMPORARY).split("-", 4):
         case [here, pid, born, _, _] if here == place() and pid.isdecimal():
-            return str(birth(int(pid))) != born
-    # Of another machine or container: its age alone tells.
+            ended = has_ended(int(pid), born)
+            if ended is not None:
+                return ended
+    # Of another machine, container or user: its age alone tells.
     try:
-        return time.time() - path.stat().st_mtime > ORPHAN_AFTER_S
+        return is_silent(path, ORPHAN_AFTER_S)
     except FileNotFoundError:
         return False
+
+
+def is_silent(path: Path, for_s: float) -> bool:
+    """Return whether nobody has touched a file for so long. Raises FileNotFoundError.
+
+    A time as far ahead is nobody's either, who is alive: it would stand for years.
+    """
+    return abs(time.time() - path.lstat().st_mtime) > for_s
 
 
 def sweep_temporaries(paths: Iterable[Path]) -> list[Path]:

@@ -10,6 +10,10 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
+# In the place of a process's birth, where the system tells that it lives, and no more.
+HIDDEN = "alive"
+_LONGEST_NAME = 255
+
 
 def me() -> dict[str, object]:
     """Return what names this process: host, place, pid and when it was born."""
@@ -19,7 +23,8 @@ def me() -> dict[str, object]:
 
 def name_of(holder: Mapping[str, object]) -> str:
     """Return `host:pid` of a process, as people are told of it."""
-    return f"{holder.get('host')}:{holder.get('pid')}"
+    # No host's name is longer, but a stranger's claim may say anything.
+    return f"{holder.get('host')}:{holder.get('pid')}"[:_LONGEST_NAME]
 
 
 @functools.cache
@@ -37,25 +42,34 @@ def gone(holder: Mapping[str, object]) -> bool | None:
     """Return whether a process has ended; None where that cannot be seen from here."""
     here = holder.get("host") == socket.gethostname() and holder.get("place") == place()
     pid = holder.get("pid")
-    if not here or type(pid) is not int:
+    return has_ended(pid, holder.get("born")) if here and type(pid) is int else None
+
+
+def has_ended(pid: int, born: object) -> bool | None:
+    """Return whether a process of this host has ended; None where it is hidden from this user."""
+    now = birth(pid)
+    if now == HIDDEN != born:
         return None
-    return birth(pid) != holder.get("born")
+    return now is None or now != born
 
 
 def birth(pid: int) -> str | None:
-    """Return when a process of this host started, so that a reused pid is told apart."""
+    """Return when a process of this host started, so that a reused pid is told apart.
+
+    HIDDEN where it lives, and the system does not say since when; None where there is none.
+    """
+    if pid <= 0:  # these would be groups of processes
+        return None
     try:
         # Field 22 of stat, counted after the command name, which may hold spaces.
         stat = Path(f"/proc/{pid}/stat").read_text()
         return stat.rpartition(")")[2].split()[19]
-    except (FileNotFoundError, ProcessLookupError):
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         pass
-    if Path("/proc/self").exists():
-        return None
-    try:  # a system without /proc: the process exists, or it does not
+    try:  # a system without /proc, or one that hides there what other users run (hidepid)
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return None
     except PermissionError:
         pass
-    return "alive"
+    return HIDDEN

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from stores._disk import (
     TEMPORARY,
     files_in,
     hard_link,
+    is_silent,
     read_file,
     sweep_temporaries,
     temporary_name,
@@ -109,10 +109,10 @@ def exclusive(folder: Path, stem: str, wait_s: float = 60.0) -> Iterator[Claim]:
     deadline = time.monotonic() + wait_s
     while (claim := try_claim(folder, stem)) is None:
         if time.monotonic() > deadline:
+            name = owner(folder, stem) or "Another process"
             raise ClaimedError(
-                f"{owner(folder, stem)} has held {folder / stem} for {wait_s:g} s. Wait for it; "
-                f"if it is dead, its claim lapses {STALE_AFTER_S / 60:g} minutes after its last "
-                "sign of life."
+                f"{name} has held {folder / stem} for {wait_s:g} s. Wait for it; if it is dead, "
+                f"its claim lapses {STALE_AFTER_S / 60:g} minutes after its last sign of life."
             )
         time.sleep(0.02)
     try:
@@ -128,8 +128,7 @@ def owner(folder: Path, stem: str) -> str | None:
     latest = _latest(folder, stem)
     if latest is None or dead(latest):
         return None
-    process = _read(latest)
-    return name_of(process) if process else "another process"
+    return _name(_read_if_allowed(latest))
 
 
 def holders(folder: Path) -> dict[str, Holder]:
@@ -139,13 +138,14 @@ def holders(folder: Path) -> dict[str, Holder]:
     # Of a stem's claims the highest number comes last, and counts.
     for path in sorted(filter(_is_claim, files_in(folder, "*.claim.*")), key=_split):
         with contextlib.suppress(FileNotFoundError):  # given back meanwhile
-            process = _read(path) or {}
             beat = path.lstat().st_mtime
             if not dead(path):
-                since = process.get("time")
-                since = since if isinstance(since, float) else beat
                 stem, _ = _split(path)
-                living[stem] = Holder(name_of(process), now - since, now - beat)
+                process = _read_if_allowed(path)
+                since = process.get("time")
+                # Within what a clock says: it may be of a stranger.
+                since = since if isinstance(since, float) and 0 < since < now else beat
+                living[stem] = Holder(_name(process), now - since, now - beat)
     return living
 
 
@@ -157,44 +157,46 @@ def stems(folder: Path) -> set[str]:
 def dead(path: Path) -> bool:
     """Return whether a claim's owner is certainly gone, or silent for too long; or it is no claim.
 
-    What is no file, such as a pipe, was put there by somebody else, and holds nothing up.
+    A claim is linked once it is whole. What is none, such as a pipe, or a file that names no
+    process, was put there by somebody else, or lost its bytes when its machine lost its power: it
+    holds nothing up.
     """
-    data = _data(path)
-    # A claim is linked once it is whole, and is not forced to disk: one that is empty, or of zeros
-    # alone, lost its bytes when its machine lost its power, and with it its owner.
-    if data is not None and not data.strip(b"\0"):
-        return True
-    process = _parse(data)
-    ended = gone(process) if process is not None else None
-    if ended is not None:
-        return ended
-    # Of another host, or a claim that cannot be read: its silence alone tells.
     try:
-        status = path.lstat()
+        process = _read(path)
+        if process is None:
+            return True
+        ended = gone(process)
     except FileNotFoundError:
         return True
-    is_file = stat.S_ISREG(status.st_mode)
-    return not is_file or time.time() - status.st_mtime > STALE_AFTER_S
+    except OSError:  # another user's, perhaps, that may not be read
+        ended = None
+    # Of another host or user: its silence alone tells.
+    try:
+        return is_silent(path, STALE_AFTER_S) if ended is None else ended
+    except FileNotFoundError:
+        return True
 
 
 def _read(path: Path) -> dict[str, object] | None:
-    """Return the process that made a claim; None where it cannot be read."""
-    return _parse(_data(path))
-
-
-def _data(path: Path) -> bytes | None:
+    """Return the process that made a claim; None where it names none. Raises OSError."""
     try:
-        return read_file(path, _MOST_BYTES)
-    except (OSError, CorruptStoreError):
+        process = json.loads(read_file(path, _MOST_BYTES))
+    except (CorruptStoreError, ValueError, RecursionError):
         return None
+    is_claim = isinstance(process, dict) and {"host", "place", "pid", "born"} <= process.keys()
+    return process if is_claim else None
 
 
-def _parse(data: bytes | None) -> dict[str, object] | None:
+def _read_if_allowed(path: Path) -> dict[str, object]:
+    """Return the process that made a claim; nothing where it is gone, or may not be read."""
     try:
-        process = json.loads(data or b"")
-    except (ValueError, RecursionError):
-        return None
-    return process if isinstance(process, dict) else None
+        return _read(path) or {}
+    except OSError:
+        return {}
+
+
+def _name(process: dict[str, object]) -> str:
+    return name_of(process) if process else "another user's process"
 
 
 def _claims(folder: Path, stem: str) -> list[Path]:

@@ -124,7 +124,9 @@ class WriterClaim:
         holder = Holder(name_of(process), now - since, silent_s)
         # Of a process of this machine the system knows; of another, silence alone tells.
         ended = gone(process)
-        return _Claimant(holder, silent_s > SILENT_S if ended is None else ended)
+        # A time as far ahead, or none at all (NaN), is nobody's who is alive.
+        is_silent = not abs(silent_s) <= SILENT_S
+        return _Claimant(holder, is_silent if ended is None else ended)
 
     def _beat(self, number: int, ended: threading.Event) -> None:
         since = time.time()

@@ -467,8 +467,10 @@ class Cases:
             )
         if self.task.region is not None:
             raise LabelError(
-                f"{self.name}: columns stand beside features of whole images, and its cases are "
-                f"regions. Take {features_alone(head.features)!r}."
+                f"{self.name}: columns are joined to whole images, and its cases are regions, of "
+                "which an image may have several. Take features "
+                f"{features_alone(head.features)!r}, and `subgroups` for scores by a column's "
+                "values."
             )
         return Covariates.fit(self.covariate_texts, parts["train"])
 

@@ -320,6 +320,10 @@ def test_every_head_answers_or_says_why_not(lungs: Path) -> None:
     assert [r.cached for r in evaluate(config, ["knn"])] == [True]
     with pytest.raises(ConfigError, match="its cases are regions. Tune on their crops"):
         tune(config.model_copy(update={"norm": NormTune()}), ["norm"])
+    beside = {"white": region_task(columns=["lung"])}
+    config = regions_config(lungs, beside, labels=by_lung(lungs), knn={"features": "cls+columns"})
+    with pytest.raises(LabelError, match="its cases are regions, of which an image may have sev"):
+        evaluate(config, ["knn"])
 
 
 def test_a_model_of_regions_says_of_a_config_what_its_answer_does(

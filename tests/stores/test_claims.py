@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from stores._disk import is_orphan, temporary_name
 from stores.claims import STALE_AFTER_S, exclusive, holders, owner, stems, try_claim
 
 
@@ -124,15 +125,59 @@ def test_a_claim_that_lost_its_bytes_with_the_power_lapses_at_once(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("odd", [b"5", b"[1]", b'{"pid": "x"}', b"{", b'"' * 5, b"[" * 10_000])
-def test_an_odd_claim_is_somebody_who_falls_silent(tmp_path: Path, odd: bytes) -> None:
+@pytest.mark.parametrize(
+    "odd", [b"5", b"[1]", b'{"pid": "x"}', b"{", b'"' * 5, b"[" * 10_000, b" " * 70_000]
+)
+def test_a_file_that_names_no_process_holds_nothing_up(tmp_path: Path, odd: bytes) -> None:
     claim = try_claim(tmp_path, "p")
     assert claim is not None
     claim.path.write_bytes(odd)
+    assert holders(tmp_path) == {}
+    assert owner(tmp_path, "p") is None
+    assert try_claim(tmp_path, "p") is not None
+
+
+def test_a_claim_of_years_ahead_holds_nothing_up(tmp_path: Path) -> None:
+    claim = try_claim(tmp_path, "p")
+    assert claim is not None
+    made = json.loads(claim.path.read_text()) | {"host": "elsewhere", "time": float("inf")}
+    claim.path.write_text(json.dumps(made))
+    assert holders(tmp_path)["p"].for_s < 60
+    os.utime(claim.path, (2**32, 2**32))
+    assert try_claim(tmp_path, "p") is not None
+
+
+def test_a_claim_that_may_not_be_read_is_somebody_who_falls_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = try_claim(tmp_path, "p")
+    assert claim is not None
+
+    def deny(*_: object) -> bytes:
+        raise PermissionError
+
+    monkeypatch.setattr("stores.claims.read_file", deny)
     assert try_claim(tmp_path, "p") is None
-    assert set(holders(tmp_path)) == {"p"}
+    assert holders(tmp_path)["p"].name == owner(tmp_path, "p") == "another user's process"
     os.utime(claim.path, (0, 0))
     assert try_claim(tmp_path, "p") is not None
+
+
+def test_a_process_that_the_system_hides_is_not_taken_for_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where /proc is mounted with hidepid, and other users write to the store."""
+    claim = try_claim(tmp_path, "p")
+    temporary = tmp_path / temporary_name("x")
+    temporary.touch()
+    assert claim is not None
+
+    def hide(*_: object, **__: object) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", hide)
+    assert try_claim(tmp_path, "p") is None
+    assert not is_orphan(temporary)
 
 
 def test_names_without_a_number_are_nobodys_claims(tmp_path: Path) -> None:

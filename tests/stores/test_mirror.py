@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import signal
 import time
@@ -335,9 +336,12 @@ def test_a_writer_that_was_taken_over_commits_nothing(store: FeatureStore, url: 
         with pytest.raises(ClaimedError, match="taken over"):
             fill(there, 1)
     assert "parts/0000001.json" not in bucket.names()
-    silent = json.dumps({**other, "time": 0})
-    bucket.put({"claims/writer.claim.1": silent.encode()})
-    with storage.storage_of(folder).occupied():  # silent for too long: taken over
+    for odd in (math.nan, 1e300, 0):  # nobody's who is alive, or silent for too long: taken over
+        silent = json.dumps({**other, "time": odd})
+        bucket.put({"claims/writer.claim.1": silent.encode()})
+        with storage.storage_of(folder).occupied():
+            pass
+    with storage.storage_of(folder).occupied():
         fill(FeatureStore.open(url), 1)
     assert [part.index for part in FeatureStore.open(url).missing()] == [2]
     assert verify(url).sound

@@ -284,6 +284,15 @@ def test_what_cannot_be_learned_is_refused() -> None:
             fit(source, source.parts | {"val": none}, settings(method))
 
 
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_a_lone_slice_that_is_narrowed_to_one_value_is_named(batch_size: int) -> None:
+    source = Planted(12)  # 6 slices train: the last batch of 5 is of one
+    asked = settings("unet", epochs=1).model_copy(update={"batch_size": batch_size})
+    with pytest.raises(ConfigError, match=r"one slice of 32 px .* Set `batch_size` so that"):
+        fit(source, source.parts, asked)
+    fit(source, source.parts, asked.model_copy(update={"batch_size": 6, "refit": "none"}))
+
+
 @pytest.mark.parametrize("classes", [2, 3])
 def test_networks_from_scratch_take_any_image_size(classes: int) -> None:
     source = Planted(2)
