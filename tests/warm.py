@@ -295,7 +295,7 @@ def main() -> None:
     """Import, serve, and become what was asked for."""
     place = sys.argv[1]
     owner = os.pidfd_open(int(sys.argv[2]))
-    # Ignored where a shell has the tests in the background: what is forked hears of it all the same.
+    # Ignored where a shell has the tests in its background: what is forked hears of it even so.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in sys.argv[4:]:
         importlib.import_module(name)
