@@ -57,13 +57,15 @@ _MOST_RATIO = 1000
 class Foreign:
     """Features (n, d) of another tool, and what is known of each row: columns by name.
 
-    sealed: radprobe wrote the columns, and nobody has changed them since.
+    sealed: radprobe wrote the columns, and nobody has changed them since. name: of the file, as the
+    store is to tell it.
     """
 
     source: Path
     features: Values
     columns: Columns
     sealed: bool
+    name: str
 
 
 def read_foreign(source: Path, table: Path | None = None) -> Foreign:
@@ -94,7 +96,7 @@ def read_foreign(source: Path, table: Path | None = None) -> Foreign:
     columns = {name: _checked(name, values, of) for name, values in columns.items()}
     columns.setdefault("path", [source.name] * len(features))
     columns.setdefault("frame", list(range(len(features))))
-    return Foreign(source, features, columns, sealed)
+    return Foreign(source, features, columns, sealed, source.name)
 
 
 def import_features(
@@ -137,7 +139,7 @@ def _fill(
     specs = {"cls": ArraySpec(row_shape, dtype)}
     store = FeatureStore.create(path, recipe_text, specs, part_rows, key_check)
     store.write_tables(_slices(foreign), FILE_SCHEMA.empty_table())
-    origin = {"file": foreign.source.name, "sha256": file_sha256(foreign.source)}
+    origin = {"file": foreign.name, "sha256": file_sha256(foreign.source)}
     for part in store.missing():
         of_part = np.asarray(foreign.features[part.span])  # fewer in the last part
         _refuse_not_finite(foreign.source, part.start, of_part)
@@ -426,7 +428,8 @@ def _tags(value: Any) -> list[tuple[str, str]]:
 def hide_identities(foreign: Foreign, hide: Hide) -> Foreign:
     """Return the same with identifiers replaced by hide(kind, raw).
 
-    A pseudonym that radprobe sealed stays as it is; everything else is hidden, every path with it.
+    A pseudonym that radprobe sealed stays as it is; everything else is hidden, every path with it,
+    and the name of the file: others name files of features after patients.
     """
     hidden: Columns = {}
     for kind in _IDENTITIES:
@@ -436,7 +439,8 @@ def hide_identities(foreign: Foreign, hide: Hide) -> Foreign:
     if "tags" in foreign.columns:
         tags = foreign.columns["tags"]
         hidden["tags"] = [_hidden_tags(pairs, hide, foreign.sealed) for pairs in tags]
-    return replace(foreign, columns=foreign.columns | hidden)
+    name = hide("path", foreign.source.name)
+    return replace(foreign, columns=foreign.columns | hidden, name=name)
 
 
 def _hidden(kind: str, value: str | None, hide: Hide, sealed: bool) -> str | None:

@@ -120,7 +120,9 @@ def update_tables(
         if this_look.unchanged:
             return this_look
         try:
-            store.write_tables(this_look.slices, this_look.files, seen=version)
+            store.write_tables(
+                this_look.slices, this_look.files, withdrawn=this_look.withdrawn, seen=version
+            )
             # Behind the tables: a note of rows that are not there yet would be of nobody.
             _note_patients(config, store)
             return this_look
@@ -195,7 +197,7 @@ def _look(
 
     # Slices are left out before rows are given, so that none takes a row that must not have one:
     # those of a patient who was withdrawn by name, then those that are not wanted.
-    of_patients = _without_patients(config, discovery.slices, tables.withdrawn, key)
+    of_patients, withdrawn = _without_patients(config, discovery.slices, tables.withdrawn, key)
     candidates, notes = _without_flags(of_patients, config.data.leave_out)
     slices = _selected(config, candidates, stored.slices, key)
     # A digest of an earlier look says nothing where every file is to be hashed again.
@@ -211,8 +213,10 @@ def _look(
     new_slices = relabelled(reconciled.slices, show)
     # The rules travel with the file table, for the next look.
     new_files = relabelled(discovery.files, show).replace_schema_metadata({_RULES: rules})
-    unchanged = new_slices.equals(tables.slices) and new_files.equals(
-        tables.files, check_metadata=True
+    unchanged = (
+        new_slices.equals(tables.slices)
+        and new_files.equals(tables.files, check_metadata=True)
+        and withdrawn == tables.withdrawn
     )
     this_look = Look(
         reconciled,
@@ -223,7 +227,7 @@ def _look(
         names=Names(config.store, config.data.paths, key),
         flagged=len(of_patients) - len(candidates),
         of_withdrawn=len(discovery.slices) - len(of_patients),
-        withdrawn=tables.withdrawn,
+        withdrawn=withdrawn,
         notes=(*discovery.notes, *notes),
     )
     return this_look, tables.seen
@@ -252,25 +256,34 @@ def rules_of(files: pa.Table) -> bytes | None:
 
 def _without_patients(
     config: Config, slices: pa.Table, withdrawn: Withdrawn, key: bytes
-) -> pa.Table:
+) -> tuple[pa.Table, Withdrawn]:
     """Return the slices (real paths) that are of none of the patients who were withdrawn by name.
 
     By their headers or the path rule, by the label file, and by the files that a label file gave to
-    one of them when they were withdrawn.
+    one of them before. The files that it gives to one of them now are among `withdrawn` as it comes
+    back, so that they stay out where the labels are not at hand.
     """
     if not withdrawn.patients:
-        return slices
+        return slices, withdrawn
     names = Names(config.store, config.data.paths, key)
     patients = pa.array(sorted(withdrawn.patients))
-    by_labels = pa.array(_patients_by_labels(config, slices, names), pa.string())
-    theirs = pc.is_in(slices["patient"], patients).to_numpy()
-    theirs = theirs | pc.is_in(by_labels, patients).to_numpy(zero_copy_only=False)
+    by_headers = pc.is_in(slices["patient"], patients).to_numpy()
+    of_labels = pa.array(_patients_by_labels(config, slices, names), pa.string())
+    by_labels = pc.is_in(of_labels, patients).to_numpy(zero_copy_only=False) & ~by_headers
+    found = pa.table({"patient": of_labels, "path": slices["path"]}).filter(pa.array(by_labels))
+    of_each = found.group_by("patient").aggregate([("path", "distinct")]).to_pylist()
+    files = {
+        each["patient"]: frozenset(names.pseudonym("file", path) for path in each["path_distinct"])
+        for each in of_each
+    }
+    withdrawn = withdrawn.adding((), files)
+    gone = by_headers | by_labels
     if withdrawn.files:
         hashes = withdrawn.all_files
         paths = pc.unique(slices["path"]).to_pylist()
-        files = [path for path in paths if names.pseudonym("file", path) in hashes]
-        theirs = theirs | pc.is_in(slices["path"], pa.array(files, pa.string())).to_numpy()
-    return where(slices, pa.array(~theirs))
+        files_gone = [path for path in paths if names.pseudonym("file", path) in hashes]
+        gone |= pc.is_in(slices["path"], pa.array(files_gone, pa.string())).to_numpy()
+    return where(slices, pa.array(~gone)), withdrawn
 
 
 def _patients_by_labels(config: Config, slices: pa.Table, names: Names) -> NDArray[np.object_]:

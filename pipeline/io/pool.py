@@ -27,7 +27,7 @@ from typing import Any, get_args
 
 from pipeline.io.idle import IDLE
 from pipeline.io.process import FileTask, Worker, cause_of_death
-from pipeline.io.slots import is_in_slot
+from pipeline.io.slots import Pin, is_in_slot
 from pipeline.io.types import FrameRead
 from pipeline.io.wire import MalformedError
 from pipeline.types import Failure, Header, Plane, Slice, Voi
@@ -36,6 +36,7 @@ from stores.errors import Reason, UnreadableError
 # Pixels that may lie in the memory of the workers, all together; and those that may wait for the
 # caller beside them before the workers do.
 _SLOT_BYTES = 2**27
+_LEAST_SLOT_BYTES = 2**25  # of one worker: a large batch may wait for a card, and one be read
 _AHEAD_BYTES = 2**27
 _AHEAD_FILES = 64  # a worker
 # Room in a worker's row of files, in frames, from which on it is given more.
@@ -96,7 +97,16 @@ class WorkerPool:
     has the workers, and the tasks once they were submitted.
     """
 
-    def __init__(self, root: Path, plane: Plane, workers: int, time_limit_s: float) -> None:
+    def __init__(
+        self,
+        root: Path,
+        plane: Plane,
+        workers: int,
+        time_limit_s: float,
+        pin: Pin | None = None,
+    ) -> None:
+        """pin: has a card read the memory in which pixels lie."""
+        self.pin = pin
         self.root = root
         self.plane = plane
         self.time_limit_s = time_limit_s
@@ -237,9 +247,10 @@ class WorkerPool:
         if len(self.workers) == self.width:
             return None
         kept = IDLE.take()
-        worker = kept or Worker(
-            _SLOT_BYTES // self.width
-        )  # a new one is idle once it says that it is ready
+        # A new one is idle once it says that it is ready.
+        worker = kept or Worker(max(_SLOT_BYTES // self.width, _LEAST_SLOT_BYTES))
+        if self.pin is not None and worker.slots is not None:
+            worker.slots.pin(self.pin)
         self.workers.append(worker)
         self.selector.register(worker.wire, selectors.EVENT_READ, worker)
         return kept
@@ -367,6 +378,8 @@ def _frame_read(worker: Worker, task: FileTask, message: dict[str, Any]) -> Fram
     try:
         item = _item(worker, message)
         file, pixels = map(_digest, (message["file"], message["pixels"]))
+        if isinstance(item, Slice) and (file is None or pixels is None):
+            raise ValueError("a slice without its digests")
         read = FrameRead(item, file, pixels, float(message["seconds"]))
         is_next = task.frames is not None and item.frame == task.frames[task.received]
     except (ArithmeticError, LookupError, TypeError, ValueError):

@@ -67,7 +67,7 @@ class Worker:
     """One reading process, the connection to it, and the memory that it has for pixels."""
 
     def __init__(self, slot_bytes: int) -> None:
-        slots = _slots(slot_bytes)
+        self.slots = slots = _slots(slot_bytes)
         self.wire, theirs = socket.socketpair()
         handed = [theirs.fileno()]
         if slots is not None:

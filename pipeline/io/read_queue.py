@@ -13,6 +13,7 @@ from typing import Protocol
 from pipeline.io.decode import read_request
 from pipeline.io.pool import WorkerPool
 from pipeline.io.process import FileTask
+from pipeline.io.slots import Pin
 from pipeline.io.types import FrameRead, Request
 from pipeline.types import Plane
 
@@ -46,16 +47,22 @@ class ReadQueue(Protocol):
 
 
 def open_read_queue(
-    root: Path, *, plane: Plane = "axial", workers: int = 1, time_limit_s: float = 60.0
+    root: Path,
+    *,
+    plane: Plane = "axial",
+    workers: int = 1,
+    time_limit_s: float = 60.0,
+    pin: Pin | None = None,
 ) -> ReadQueue:
     """Return a queue whose files are read by so many processes; to be closed.
 
     workers: 0 reads in this process, a file when its first frame is taken out, without protection
-    from files that crash or never end. time_limit_s: decoding time of one file.
+    from files that crash or never end. time_limit_s: decoding time of one file. pin: has a card
+    read the memory in which the processes leave pixels.
     """
     if workers == 0:
         return InlineReadQueue(root, plane)
-    return PooledReadQueue(root, plane, workers, time_limit_s)
+    return PooledReadQueue(WorkerPool(root, plane, workers, time_limit_s, pin))
 
 
 class InlineReadQueue:
@@ -90,9 +97,10 @@ class InlineReadQueue:
 class PooledReadQueue:
     """Reads in processes that a bad file may hang or crash (`pipeline.io.pool`)."""
 
-    def __init__(self, root: Path, plane: Plane, workers: int, time_limit_s: float) -> None:
+    def __init__(self, pool: WorkerPool) -> None:
+        """pool: closed with this."""
         self.frames_left = 0
-        self._pool = WorkerPool(root, plane, workers, time_limit_s)
+        self._pool = pool
         self._in_hand: FrameRead | None = None
 
     def has_room(self) -> bool:
@@ -119,6 +127,7 @@ class PooledReadQueue:
     def close(self) -> None:
         """End the reading, whatever the processes are at."""
         self._pool.close()
+        self._in_hand = None
 
     def _release(self) -> None:
         """Count the frame before as gone: until its caller comes back, its pixels are in memory."""

@@ -13,7 +13,7 @@ import pytest
 from pyarrow import csv
 
 from pipeline.extraction.exchange import export_slices, export_store, import_file
-from pipeline.shared.pseudonyms import Names, load_key, pseudonym
+from pipeline.shared.pseudonyms import Names, load_key, pseudonym, reveal_path
 from pipeline.shared.spreadsheets import unquoted_cell
 from stores import FeatureStore
 from stores.errors import ConfigError, CorruptStoreError, OccupiedError, UnwritableError
@@ -150,7 +150,9 @@ def test_what_goes_out_comes_in_again(
     assert verify(made.path).sound
     receipt = made.receipt(0)
     assert receipt is not None
-    assert receipt.document["imported"]["file"] == out.name
+    name = receipt.document["imported"]["file"]
+    assert name != out.name
+    assert reveal_path(load_key(made.path), name) == out.name
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])

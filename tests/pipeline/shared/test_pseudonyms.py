@@ -79,7 +79,14 @@ def made(folder: Path) -> FeatureStore:
 @pytest.mark.parametrize("text", ["", "\n", "00", "0" * 62, "0" * 66, "g" * 64, "é" * 64])
 def test_a_key_is_32_bytes(tmp_path: Path, text: str) -> None:
     (tmp_path / "store.key").write_text(text)
-    with pytest.raises(ConfigError, match="must be 64 hexadecimal digits"):
+    with pytest.raises(ConfigError, match="must be a file of 64 hexadecimal digits"):
+        load_key(tmp_path / "store")
+
+
+@pytest.mark.parametrize("put", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_file_is_no_key(tmp_path: Path, put: Callable[[Path], object]) -> None:
+    put(tmp_path / "store.key")
+    with pytest.raises(ConfigError, match="must be a file of 64 hexadecimal digits"):
         load_key(tmp_path / "store")
 
 
