@@ -111,7 +111,7 @@ class WatchedPool(WorkerPool):
         self.listens = threading.Event()
         super().__init__(*args)
 
-    def _listen(self) -> bool:
+    def _listen(self) -> int:
         self.listens.set()
         return super()._listen()
 
