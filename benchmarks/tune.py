@@ -2,7 +2,7 @@
 
     python -m benchmarks.tune pace [--names ...] [--methods finetune lora] [--device cuda:0]
     RADPROBE_REAL_DATA=DIR python -m benchmarks.tune xrays [--name NAME --weights FILE --size PX]
-    RADPROBE_REAL_DATA=DIR python -m benchmarks.tune repeat [--runs 10]
+    RADPROBE_REAL_DATA=DIR python -m benchmarks.tune repeat [--runs 10] [--work DIR]
 
 pace: `bare` is forward, backward and step on one batch of tensors that lies on the device, as
 `tune` makes it, and nothing else; `tune` is a run on real DICOM files, less what comes before its
@@ -13,8 +13,10 @@ each in a process of its own; then a run that is killed (-9) twice and resumed i
 that was not. Images that are there twice under other patients' ids are left out, by name. Without
 --weights the network is untrained, and every table says so.
 
-repeat: one question, asked so many times straight and as many times killed (-9) and resumed, in
-processes of its own: how many different weights and scores come of it. By default ViT-S and LoRA.
+repeat: one question, asked so many times straight and as many times killed (-9) twice within an
+epoch and resumed, in processes of its own: how many different weights and scores come of it, told
+after each run. By default ViT-S and LoRA, on few patients and in few steps: it is the network that
+must have its real size. With --work it goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ from pipeline.tune import tune
 from pipeline.tuning.network import TunableNetwork, make_trainable, parameter_groups
 
 RADPROBE = [sys.executable, "-c", "from pipeline.cli import main; main()"]
-COPIES = (5, 7, 21, 24, 171, 172, 173, 174)
+# Images that are there twice under other patients' ids.
+COPIES = frozenset(f"images/cxr_{i:03}.jpg" for i in (5, 7, 21, 24, 171, 172, 173, 174))
 SETTINGS: dict[str, type[Tuning]] = {"finetune": FineTune, "lora": Lora}
 
 
@@ -203,21 +206,25 @@ def write_config(root: Path, work: Path, args: argparse.Namespace) -> Path:
     """Write labels and config; return the config."""
     with (root / "labels.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    left_out = {f"images/cxr_{i:03}.jpg" for i in COPIES}
     with (work / "labels.csv").open("w", newline="") as file:
         kept = [
             [row["image"], row["patient_id"], "covid" if row["label"] == "covid" else "rest"]
             for row in rows
-            if row["image"] not in left_out
+            if row["image"] not in COPIES
         ]
         some = _few(kept, args.patients)
         csv.writer(file).writerows([["path", "patient", "covid"], *some])
-    block = {"epochs": args.epochs, "batch": 16, "at_once": 8, "patience": args.epochs}
+    at_once = min(8, args.batch)
+    block = {
+        "epochs": args.epochs,
+        "batch": args.batch,
+        "at_once": at_once,
+        "patience": args.epochs,
+    }
     content = {
         "data": {
             "root": str(root),
-            "include": ["images/**"],
-            "exclude": sorted(left_out),
+            "include": [path for path, *_ in some],
             "modality": {"**": "DX"},
         },
         "backbone": {"name": args.name, "weights": args.weights, "image_size": args.size},
@@ -266,7 +273,7 @@ def kill_after_a_checkpoint(
         [*RADPROBE, "tune", str(config), *options], stdout=subprocess.DEVNULL
     )
     while _checkpoints(store) == seen and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.1)
+        time.sleep(0.01)
     time.sleep(seconds)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -277,26 +284,54 @@ def repeat(args: argparse.Namespace) -> None:
     root = Path(os.environ["RADPROBE_REAL_DATA"]) / "cxr"
     work = args.work or Path(tempfile.mkdtemp(prefix="repeat-"))
     work.mkdir(parents=True, exist_ok=True)
+    # Threads that wait without turning give way to each other, and to what else the machine does.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     config = write_config(root, work, args)
     run("extract", str(config), "--device", args.device)
     (method,) = args.methods
-    store = work / "store"
+    store, outcomes = work / "store", work / "outcomes.jsonl"
     options = ("--method", method, "--device", args.device, "--json", "--checkpoint-s", "0")
-    outcomes: dict[str, list[tuple[str, str]]] = {"straight": [], "resumed": []}
-    for number in range(2 * args.runs):
-        kind = ("straight", "resumed")[number % 2]
+    print(
+        f"{args.name}, {args.weights}, {method}, {args.size} px, threads: {torch.get_num_threads()}"
+    )
+    for number in range(len(_outcomes(outcomes)), 2 * args.runs):
+        kind, kills = (("straight", 0), ("resumed", 2))[number % 2]
+        began = time.perf_counter()
         _forget(store, method)
-        if kind == "resumed":
+        for _ in range(kills):
             kill_after_a_checkpoint(config, store, options, 0.0)
         (result,) = json.loads(run("tune", str(config), *options))
         (tuned,) = result["tuned"]
-        outcomes[kind].append((tuned["identity"], json.dumps(result["scores"])))
-        print(f"{kind}, gone on {tuned['resumed']} times: {tuned['identity']}", flush=True)
-    print(f"{args.name}, {args.weights}, {method}, {args.size} px")
-    outcomes["together"] = outcomes["straight"] + outcomes["resumed"]
-    for kind, pairs in outcomes.items():
-        weights, scores = ({pair[i] for pair in pairs} for i in (0, 1))
-        print(f"{kind}: {len(pairs)} runs, weights {len(weights)}, scores {len(scores)} (wanted 1)")
+        assert tuned["resumed"] == kills, f"killed {kills} times, gone on {tuned['resumed']} times"
+        outcome = {
+            "kind": kind,
+            "weights": tuned["identity"],
+            "scores": result["scores"],
+            "seconds": round(time.perf_counter() - began),
+        }
+        with outcomes.open("a") as file:
+            file.write(json.dumps(outcome) + "\n")
+        _tell(_outcomes(outcomes))
+
+
+def _outcomes(file: Path) -> list[dict[str, Any]]:
+    """Return what came of the runs so far, in their order."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def _tell(outcomes: list[dict[str, Any]]) -> None:
+    """Print how many different weights and scores the runs of either kind, and all, came to."""
+    last = outcomes[-1]
+    print(f"{last['kind']} in {last['seconds']} s: {last['weights']}", flush=True)
+    for kinds in (["straight"], ["resumed"], ["straight", "resumed"]):
+        some = [each for each in outcomes if each["kind"] in kinds]
+        weights = {each["weights"] for each in some}
+        scores = {json.dumps(each["scores"]) for each in some}
+        print(
+            f"  {' and '.join(kinds)}: {len(some)} runs, weights {len(weights)}, "
+            f"scores {len(scores)} (wanted 1)",
+            flush=True,
+        )
 
 
 def _forget(store: Path, method: str) -> None:
@@ -336,6 +371,7 @@ def main() -> None:
     shown.add_argument("--weights", default="random:0")
     shown.add_argument("--size", type=int, default=84)
     shown.add_argument("--epochs", type=int, default=5)
+    shown.add_argument("--batch", type=int, default=16)
     shown.add_argument("--patients", type=int, help="so many, of either kind in turn; else all")
     shown.add_argument("--methods", nargs="+", default=list(TUNED))
     shown.add_argument("--device", default="cpu")
@@ -345,8 +381,9 @@ def main() -> None:
     asked.add_argument("--name", default="dinov2_vits14")
     asked.add_argument("--weights", default="random:0")
     asked.add_argument("--size", type=int, default=84)
-    asked.add_argument("--epochs", type=int, default=2)
-    asked.add_argument("--patients", type=int, default=16)
+    asked.add_argument("--epochs", type=int, default=1)
+    asked.add_argument("--batch", type=int, default=2)
+    asked.add_argument("--patients", type=int, default=8)
     asked.add_argument("--methods", nargs=1, default=["lora"])
     asked.add_argument("--device", default="cpu")
     asked.add_argument("--runs", type=int, default=10)

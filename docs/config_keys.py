@@ -38,7 +38,7 @@ a window also by a customary name (`lung`), by `{center: -600, width: 1500}` or 
 high: 150}`, and three windows as channels by a list of three.
 """
 # Blocks that differ from another in a few keys.
-_LIKE = {"lora": "finetune", "bitfit": "finetune", "norm": "finetune"}
+_LIKE = {"lora": "finetune", "bitfit": "finetune", "norm": "finetune", "frozen": "finetune"}
 _WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", Path: "path"}
 
 

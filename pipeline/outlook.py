@@ -26,12 +26,12 @@ from pipeline.annotations.mask_matching import (
     why_none,
 )
 from pipeline.annotations.units import Truth, Units
+from pipeline.config.feature_sets import are_kept, kept_features, made_of
 from pipeline.config.heads import DEFAULT_HEADS, declared
 from pipeline.config.root import Config
 from pipeline.config.tasks import FeatureSet, Task
 from pipeline.evaluation.cases import features_alone, keys_of_units, split_texts
 from pipeline.evaluation.failures import Failures
-from pipeline.evaluation.pooling import are_kept, kept_features, outputs_of
 from pipeline.evaluation.questions import tables_of, with_policies
 from pipeline.evaluation.splits import (
     Split,
@@ -443,7 +443,7 @@ def _not_kept_for_heads(config: Config) -> Iterator[str]:
         if not are_kept(features, outputs.keep, outputs.blocks):
             lacking.setdefault(features, []).append(method)
     for features, methods in lacking.items():
-        missing = [name for name in outputs_of(features) if name not in outputs.keep]
+        missing = [name for name in made_of(features).outputs if name not in outputs.keep]
         keep = ", ".join([*outputs.keep, *missing])
         available = kept_features(outputs.keep, outputs.blocks)
         instead = f", or e.g. `{methods[0]}: {{features: {available[0]}}}`" if available else ""

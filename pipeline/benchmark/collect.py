@@ -59,22 +59,28 @@ class Question:
 class Entry:
     """A backbone's score on a question: the mean over seeds of value and of both ends.
 
-    spread: the standard deviation over seeds, where there are several that differ. positive: which
-    of two classes is, and how many test units of the first seed carry it.
+    spread: the standard deviation over seeds, where there are several that differ. published: what
+    was, and of_ours: the mean over seeds of what was measured so here. positive: which of two
+    classes is, and how many test units of the first seed carry it.
     """
 
     metric: Metric
     seeds: int
     spread: float | None
     published: Published | None
+    of_ours: float | None
     positive: str
 
 
 @dataclass(frozen=True)
 class Seed:
-    """One seed's score on a question, and what it came from."""
+    """One seed's score on a question, and what it came from.
+
+    metric: of the score, the one that the question is about.
+    """
 
     metric: Metric
+    score: Score
     cell: Cell
     answer: Answer
 
@@ -274,7 +280,7 @@ def _scores(answers: Sequence[CellAnswer]) -> dict[Question, dict[str, Entry]]:
             question = Question(cell.dataset, answer.task, cell.setting, shots, last, name)
             by_key = seeds.setdefault(question, {}).setdefault(cell.backbone, {})
             # Seeds that change nothing have one answer, filed under one key.
-            by_key[answer.provenance.key] = Seed(score.metrics[name], cell, answer)
+            by_key[answer.provenance.key] = Seed(score.metrics[name], score, cell, answer)
     scores: dict[Question, dict[str, Entry]] = {}
     for question, by_backbone in seeds.items():
         scores[question] = {
@@ -293,13 +299,22 @@ def _entry(question: Question, seeds: Sequence[Seed]) -> Entry:
     if not any(end is None for end in chain.from_iterable(ends)):
         low, high = np.mean(np.array(ends, float), axis=0).tolist()
     first = seeds[0]
+    seen = _published(first.cell, first.answer, question.shots)
     return Entry(
         metric=Metric(value=float(np.mean(values)), low=low, high=high),
         seeds=len(seeds),
         spread=float(np.std(values, ddof=1)) if len(seeds) > 1 else None,
-        published=_published(first.cell, first.answer, question.shots),
+        published=seen,
+        of_ours=None if seen is None else _of_ours(seen, [seed.score for seed in seeds]),
         positive=positive_text(first.answer),
     )
+
+
+def _of_ours(figure: Published, scores: Sequence[Score]) -> float | None:
+    """Return the mean over seeds of what was measured as a published figure was."""
+    values = [figure.of_ours(score) for score in scores]
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
 
 
 def tidy(answers: Sequence[CellAnswer]) -> pa.Table:
@@ -307,10 +322,25 @@ def tidy(answers: Sequence[CellAnswer]) -> pa.Table:
     rows: list[dict[str, Any]] = []
     for cell, answer in answers:
         for score in answer.scores:
-            about = {**_about(cell, answer), **_at(cell, answer, score)}
-            for number in _numbers(score):
-                rows.append(about | number | _positive_of(answer, number["label"]))
+            about = {**_about(cell, answer), **_at(answer, score)}
+            seen = _published(cell, answer, shots_of(answer, score))
+            for number in (*_numbers(score), *_of_several(seen, score)):
+                about_label = _positive_of(answer, number["label"]) | _beside(seen, number)
+                rows.append(about | number | about_label)
     return pa.Table.from_pylist(rows, schema=TIDY)
+
+
+def _of_several(seen: Published | None, score: Score) -> Iterator[dict[str, Any]]:
+    """Yield what a score comes to as a figure was measured that is a mean of several metrics."""
+    value = None if seen is None else seen.of_ours(score)
+    if seen is not None and value is not None and len(seen.metrics) > 1:
+        yield {"metric": seen.metric, "label": "", "value": value}
+
+
+def _beside(seen: Published | None, number: dict[str, Any]) -> dict[str, Any]:
+    """Return the published figure of a number, where it is of the same metric of all labels."""
+    is_of_it = seen is not None and (number["metric"], number["label"]) == (seen.metric, "")
+    return {"published": seen.value if seen is not None and is_of_it else None}
 
 
 def _numbers(score: Score) -> Iterator[dict[str, Any]]:
@@ -345,20 +375,23 @@ def _about(cell: Cell, answer: Answer) -> dict[str, Any]:
     }
 
 
-def _at(cell: Cell, answer: Answer, score: Score) -> dict[str, Any]:
-    shots = shots_of(answer, score)
-    seen = _published(cell, answer, shots)
+def _at(answer: Answer, score: Score) -> dict[str, Any]:
     return {
-        "patients": shots,
+        "patients": shots_of(answer, score),
         "at": ", ".join(f"{key} = {value:g}" for key, value in score.setting.items()),
-        "published": None if seen is None else seen.value,
     }
 
 
 def _published(cell: Cell, answer: Answer, shots: int | None) -> Published | None:
-    is_backbone = cell.backbone != FROM_SCRATCH
-    network = cell.config.backbone.name if is_backbone else FROM_SCRATCH
-    return published(cell.dataset, network, answer, shots)
+    network = cell.config.backbone
+    return published(
+        cell.dataset,
+        FROM_SCRATCH if cell.backbone == FROM_SCRATCH else network.name,
+        answer,
+        shots,
+        image_size=network.image_size,
+        treatment=network.treatment,
+    )
 
 
 # --- views -----------------------------------------------------------------------------------

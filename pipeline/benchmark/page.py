@@ -166,8 +166,17 @@ def entry_text(entry: Entry | None) -> str:
         return ""
     text = interval(entry.metric)
     if entry.published:
-        text += f" (published {entry.published.value:.3f})"
+        text += f" ({published_text(entry)})"
     return text
+
+
+def published_text(entry: Entry) -> str:
+    """Return what was published of an entry, and what was measured so here, if otherwise."""
+    assert entry.published is not None
+    text = f"published {entry.published.value:.3f}"
+    if entry.of_ours is None or entry.of_ours == entry.metric.value:
+        return text
+    return f"{text}, here so measured {entry.of_ours:.3f}"
 
 
 def _grid(layout: PageLayout) -> list[list[str]]:
@@ -283,6 +292,7 @@ def _render(
         NAMES=NAMES,
         VIEWS=VIEWS,
         column_name=column_name,
+        published_text=published_text,
         units_alone=units_alone,
         count=count,
         svg=lambda key, label: Markup(inline_svg(figures[key], key, label, on_telephone[key])),

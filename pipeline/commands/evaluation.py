@@ -108,7 +108,7 @@ def tune(
     config: ConfigArg,
     method: Annotated[
         list[str] | None,
-        typer.Option(help="finetune, lora, bitfit, norm; by default all the config has."),
+        typer.Option(help="finetune, lora, bitfit, norm, frozen; by default all the config has."),
     ] = None,
     device: Annotated[
         str, typer.Option(help="auto, cpu, cuda:1, mps; with --processes, cuda is every GPU.")

@@ -47,7 +47,7 @@ def fit(
         typer.Option(
             help="probe (by default), knn, linear, attention or transformer; of masks a head of "
             "the config, or knn, linear, decoder, unet and others as `segment` has them; "
-            "finetune, lora, bitfit or norm: a tuned network."
+            "finetune, lora, bitfit, norm or frozen: a tuned network."
         ),
     ] = None,
     device: Annotated[

@@ -100,8 +100,8 @@ HEADS: dict[str, Registered] = {
 # command, or are asked by name.
 DEFAULT_HEADS: tuple[str, ...] = ("knn", "probe", "fewshot", "cox")
 # Not heads, and methods all the same: how a network itself is trained, by `radprobe tune`. One
-# module declares all four.
-TUNED: tuple[str, ...] = ("finetune", "lora", "bitfit", "norm")
+# module declares them all.
+TUNED: tuple[str, ...] = ("finetune", "lora", "bitfit", "norm", "frozen")
 TUNED_IN = "pipeline.config.tuning"
 
 

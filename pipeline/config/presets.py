@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from pipeline.config.heads import TUNED
+
 PresetName = Literal["paper"]
 
 # How the code of arXiv 2312.02366 trains networks; its learning rates of heads are a grid.
@@ -44,10 +46,11 @@ PRESETS: dict[PresetName, dict[str, dict[str, Any]]] = {
         },
         "bitfit": _TRAINING,
         "norm": _TRAINING,
+        "frozen": _TRAINING,
     },
 }
 # Blocks that ask for something by being there: a preset fills them in and never adds them.
-_ASKED_BY_NAME = frozenset({"finetune", "lora", "bitfit", "norm"})
+_ASKED_BY_NAME = frozenset(TUNED)
 
 
 def expanded(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from pipeline.config.presets import PresetName, expanded
 from pipeline.config.regions import Boxes, RegionChoice
 from pipeline.config.segmentation import Masks, Segment
 from pipeline.config.tasks import Task
-from pipeline.config.tuning import BitFit, FineTune, Lora, NormTune
+from pipeline.config.tuning import BitFit, FineTune, FrozenTune, Lora, NormTune
 from pipeline.recipe import Preprocess
 from pipeline.shared.frozen import Frozen
 from stores.errors import ConfigError
@@ -83,8 +83,8 @@ class Config(HeadKeys):
     others; or the config of another collection, on whose train and val heads are fitted, to be
     tested on test of this one: how answers hold elsewhere. masks: what is to be segmented, each by
     a name of its own; boxes: regions by a table, each by a name of its own; segment: the heads that
-    are asked to, each by a name of its own. finetune, lora, bitfit, norm: how the network is tuned,
-    where it is.
+    are asked to, each by a name of its own. finetune, lora, bitfit, norm, frozen: how the network
+    is tuned, where it is.
     """
 
     title: str = ""
@@ -108,6 +108,7 @@ class Config(HeadKeys):
     lora: Lora | None = None
     bitfit: BitFit | None = None
     norm: NormTune | None = None
+    frozen: FrozenTune | None = None
 
     @model_validator(mode="before")
     @classmethod

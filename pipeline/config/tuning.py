@@ -9,7 +9,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from pipeline.config.base import HeadSettings
 from pipeline.config.heads import LIBRARIES, Declaration
 from pipeline.config.presets import PRESETS
-from pipeline.config.tasks import SliceFeatures
+from pipeline.config.tasks import COLUMNS, SliceFeatures
 
 LoraTarget = Literal["qkv", "shared-qkv", "proj", "fc1", "fc2"]
 
@@ -75,6 +75,18 @@ class Tuning(HeadSettings):
             return {**PRESETS["paper"][cls.block], **data}
         return data
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_images_alone(cls, data: Any) -> Any:
+        features = data.get("features") if isinstance(data, dict) else None
+        if isinstance(features, str) and features.endswith(COLUMNS):
+            raise ValueError(
+                "A network is tuned on images, whose pixels no column changes. Got features "
+                f"{features!r}; leave the columns out, or ask a head on cached features about "
+                "them: probe, or mlp."
+            )
+        return data
+
     @model_validator(mode="after")
     def _unscaled(self) -> Tuning:
         if self.scaling != "none":
@@ -127,6 +139,16 @@ class NormTune(Tuning):
     block: ClassVar[str] = "norm"
 
 
+class FrozenTune(Tuning):
+    """The network stays as it is: its head alone is trained, on images that are changed by chance.
+
+    As the paper and DINOv2 train linear heads on crops and flips, embedded anew in every epoch.
+    rate, layer_decay: of nothing.
+    """
+
+    block: ClassVar[str] = "frozen"
+
+
 def _declared(
     name: str, title: str, settings: type[Tuning], contract: int = 8
 ) -> Declaration[Tuning]:
@@ -148,4 +170,5 @@ DECLARED = {
     "lora": _declared("lora", "LoRA", Lora),
     "bitfit": _declared("bitfit", "BitFit", BitFit),
     "norm": _declared("norm", "Norms alone", NormTune),
+    "frozen": _declared("frozen", "Head alone", FrozenTune),
 }

@@ -19,10 +19,11 @@ from stores.errors import ConfigError
 
 @dataclass(frozen=True)
 class Item:
-    """An image, a volume or a folder of slices.
+    """An image, a volume or a folder of slices, or what a box in one of these holds.
 
     path: relative to `Contents.root`; patient: as the set names them; part: of the official split,
-    or None; mask: relative to `Contents.masks`; labels: column -> text.
+    or None; mask: relative to `Contents.masks`; labels: column -> text; box: x0, x1, y0, y1, z0 and
+    z1 in mm of the patient (LPS), of the structure that the column `DataSet.labels` calls so names.
     """
 
     path: str
@@ -30,6 +31,7 @@ class Item:
     part: Part | None = None
     mask: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
+    box: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

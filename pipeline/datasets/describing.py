@@ -21,6 +21,7 @@ from stores.errors import ConfigError
 CONFIG = "config.yaml"
 LABELS = "labels.csv"
 SPLIT = "split.csv"
+BOXES = "boxes.csv"
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,8 @@ def describe(name: str, folder: Path, out: Path, *, paper_split: bool = False) -
     write_atomic(out / LABELS, _labels(contents).encode())
     if _is_split(contents):
         write_atomic(out / SPLIT, _split(contents).encode())
+    if _has_boxes(contents):
+        write_atomic(out / BOXES, _boxes(known, contents).encode())
     # The config comes last: where it is there, the tables that it names are too.
     was_there = (out / CONFIG).exists()
     if not was_there:
@@ -125,6 +128,17 @@ def _has_masks(contents: Contents) -> bool:
     return any(item.mask for item in contents.items)
 
 
+def _has_boxes(contents: Contents) -> bool:
+    return any(item.box for item in contents.items)
+
+
+def _boxes(known: DataSet, contents: Contents) -> str:
+    """Return the table of boxes: a row an item that is one."""
+    column = known.labels["structure"]
+    rows = [[item.path, item.labels[column], *item.box] for item in contents.items if item.box]
+    return _csv([["path", column, "x0", "x1", "y0", "y1", "z0", "z1"], *rows])
+
+
 def _split(contents: Contents) -> str:
     """Return the table of the official split: a row an item that it names."""
     rows = [[item.path, item.part] for item in contents.items if item.part]
@@ -162,9 +176,11 @@ def _config(name: str, known: DataSet, contents: Contents) -> str:
     if known.values is not None and _has_masks(contents):
         join = {"by": "table", "column": "mask", "values": _plain(known.values)}
     tasks = contents.tasks or known.tasks
-    # Tasks read features of slices, segmentation those of patches: what nobody reads is not kept.
-    of_slices = ["cls", "mean"] if tasks else []
-    of_patches = ["patch"] if join else []
+    # Tasks read features of slices; segmentation, and tasks of regions, those of patches: what
+    # nobody reads is not kept.
+    by_slices = any(task.get("level") != "region" for task in tasks.values())
+    of_slices = ["cls", "mean"] if by_slices else []
+    of_patches = ["patch"] if join or _has_boxes(contents) else []
     split = {"kind": "list", "file": SPLIT} if _is_split(contents) else {"kind": "holdout"}
     config: dict[str, Any] = {
         # Ids of research sets stand for nobody; where paths are kept, tables can be read.
@@ -175,6 +191,9 @@ def _config(name: str, known: DataSet, contents: Contents) -> str:
         "labels": {"file": LABELS, "key": "path", "patient": "patient", **known.labels},
         "split": split | dict(known.split),
     }
+    if _has_boxes(contents):
+        column = known.labels["structure"]
+        config["boxes"] = {f"{column}s": {"file": BOXES, "structure": column, "unit": "LPS"}}
     if tasks:
         config["tasks"] = _plain(tasks)
     if join:

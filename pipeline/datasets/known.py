@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pipeline.datasets.contracts import DataSet
+from pipeline.datasets.lidc import LIDC
 from pipeline.datasets.lungs import MONTGOMERY, SHENZHEN
 from pipeline.datasets.medmnist import MEDMNIST
 from pipeline.datasets.nodules import LUNA25
@@ -38,6 +39,7 @@ DATASETS: dict[str, DataSet] = {
     "kits23": KITS,
     "totalsegmentator": TOTAL_SEGMENTATOR,
     "brats": BRATS,
+    "lidc": LIDC,
     "luna25": LUNA25,
     "medmnist": MEDMNIST,
 }

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import assert_never, get_args
 
 import numpy as np
 
 from pipeline.annotations.units import Units
+from pipeline.config.feature_sets import are_kept, kept_features, made_of
 from pipeline.config.regions import RegionFeatures
-from pipeline.config.tasks import FeatureSet, Pool, Scaling, SliceFeatures
-from pipeline.recipe import Output, recipe_of
+from pipeline.config.tasks import FeatureSet, Pool, Scaling
+from pipeline.recipe import recipe_of
 from pipeline.shared.arrays import (
     ROWS_AT_ONCE,
     Doubles,
@@ -85,7 +86,7 @@ def pooled_features(
     def read(rows: Rows) -> Floats:
         last_blocks = store.read("cls", rows)[:, -blocks:]
         tokens = [last_blocks.reshape(len(rows), -1)]
-        if "mean" in which:
+        if made_of(which).mean:
             tokens.append(store.read("mean", rows))
         return np.concatenate(tokens, axis=1).astype(np.float32)
 
@@ -130,33 +131,9 @@ def _mean_of_patches(store: FeatureStore, rows: Rows) -> Floats:
     return np.concatenate(means)
 
 
-def outputs_of(which: FeatureSet | RegionFeatures) -> tuple[Output, ...]:
-    """Return the outputs that a feature set is made of."""
-    if which == "volume":
-        return ("volume",)
-    if which.startswith("region"):
-        return ("patch",)
-    return ("cls", "mean") if "mean" in which else ("cls",)
-
-
-def blocks_of(which: FeatureSet | RegionFeatures) -> int:
-    """Return of how many of the last blocks a feature set takes the CLS tokens."""
-    return 4 if which.startswith("cls4") else 1
-
-
-def are_kept(which: FeatureSet | RegionFeatures, outputs: Collection[Output], blocks: int) -> bool:
-    """Return whether some outputs, of so many blocks, have what a feature set is made of."""
-    return set(outputs_of(which)) <= set(outputs) and blocks_of(which) <= blocks
-
-
-def kept_features(outputs: Collection[Output], blocks: int) -> list[SliceFeatures]:
-    """Return the feature sets of slices that some outputs, of so many blocks, have."""
-    return [each for each in get_args(SliceFeatures) if are_kept(each, outputs, blocks)]
-
-
 def _blocks_and_width(store: FeatureStore, which: FeatureSet | RegionFeatures) -> tuple[int, int]:
     """Return how many blocks a feature set takes and its width, if the store has them."""
-    if which.startswith("region"):
+    if which in get_args(RegionFeatures):
         raise ConfigError(
             f"{which!r} are features of regions. Ask of a config that has their masks."
         )
@@ -164,7 +141,7 @@ def _blocks_and_width(store: FeatureStore, which: FeatureSet | RegionFeatures) -
     if recipe.level == "volume":  # has one vector, which is what each set of features is of it
         (width,), _ = recipe.arrays["volume"]
         return 1, width
-    blocks = blocks_of(which)
+    made = made_of(which)
     if not are_kept(which, recipe.outputs, recipe.blocks):
         choice = "Extract with these outputs."
         available = kept_features(recipe.outputs, recipe.blocks)
@@ -175,12 +152,11 @@ def _blocks_and_width(store: FeatureStore, which: FeatureSet | RegionFeatures) -
                 f"{available[0]}}}`, or extract with these outputs."
             )
         raise ConfigError(
-            f"The features {which!r} need {blocks} blocks and the outputs "
-            f"{sorted(outputs_of(which))}; the store has {recipe.blocks} blocks of "
+            f"The features {which!r} need {made.blocks} blocks and the outputs "
+            f"{sorted(made.outputs)}; the store has {recipe.blocks} blocks of "
             f"{list(recipe.outputs)}. {choice}"
         )
-    tokens = blocks + ("mean" in which)
-    return blocks, recipe.architecture.dim * tokens
+    return made.blocks, recipe.architecture.dim * made.tokens
 
 
 # --- pooling -------------------------------------------------------------------------------

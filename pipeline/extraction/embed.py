@@ -130,6 +130,7 @@ class EmbeddingRun:
         self._context: FillContext[Any] | None = None  # once the network is there
         self._requested = 0
         self._counted_at = 0.0  # when a part's time was last counted
+        self._loaded_at = 0.0  # by the clock of this process's processor time
         # Of what was committed; written by the writer's thread, read once that has ended.
         self._rows = 0
         self._linked = 0
@@ -138,6 +139,8 @@ class EmbeddingRun:
 
     def __enter__(self) -> EmbeddingRun:
         """Start the writer's thread and the readers, which have nothing to do yet."""
+        from pipeline.shared.devices import pinning
+
         with contextlib.ExitStack() as stack:
             # Closed in the opposite order: first what fills parts, then what commits them; and the
             # claims last, since a part may be somebody else's as soon as its claim is gone.
@@ -148,6 +151,7 @@ class EmbeddingRun:
                 plane=self.recipe.preprocess.plane,
                 workers=self.speed.workers or 0,
                 time_limit_s=self.speed.time_limit_s,
+                pin=pinning(self.speed.device),
             )
             self._reads = stack.enter_context(contextlib.closing(reads))
             self._opened = stack.pop_all()
@@ -175,6 +179,7 @@ class EmbeddingRun:
                 self._context.wait_for_commits()
                 # Of no part: each is counted before it is handed over to a writer that may be slow.
                 self._seconds["all"] += time.perf_counter() - self._counted_at
+                self._seconds["processor"] = time.process_time() - self._loaded_at
 
     def summary(self) -> Embedded:
         """Return what the run added, once it has ended."""
@@ -227,6 +232,7 @@ class EmbeddingRun:
             network = self._settings.load(self.recipe, self._settings.checkpoint, self.speed)
             forward = self._level.forward(network, self.recipe, self.speed)
             self._opened.callback(forward.close)
+        self._loaded_at = time.process_time()
         originals = _known_pixels(self._store)
         originals.forget()  # what a run that failed had begun
 
@@ -315,4 +321,5 @@ class EmbeddingRun:
 def _known_pixels(store: FeatureStore) -> Originals:
     """Return which rows first held which pixels; read once, by a look at every part."""
     preprocess = recipe_of(store).preprocess
-    return Originals(store, functools.partial(rule_number, preprocess))
+    # Asked of every slice, of few modalities.
+    return Originals(store, functools.cache(functools.partial(rule_number, preprocess)))

@@ -57,10 +57,11 @@ class PartInFlight:
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     at_once: int = 0
 
-    def put(self, row: int, **values: Any) -> None:
-        """Set values of one row, array by array."""
+    def put(self, rows: int | Sequence[int], **values: Any) -> None:
+        """Set values of one row, or of several (b, ...), array by array."""
+        places = np.asarray(rows, np.int64) - self.part.start
         for name, value in values.items():
-            self.arrays[name][row - self.part.start] = value
+            self.arrays[name][places] = value
 
     def fail(self, row: int, reason: str, detail: str) -> None:
         """Mark one row as unreadable and note why."""
@@ -88,12 +89,13 @@ class FillContext(Generic[F]):
 
 
 class _Taken(NamedTuple):
-    """A slice that waits for its batch; digest: of its pixels."""
+    """A slice that waits for its batch; file_digest, pixel_digest: in hex."""
 
     row: int
     item: Slice
     modality: str
-    digest: bytes
+    file_digest: str
+    pixel_digest: str
 
 
 @dataclass
@@ -155,26 +157,24 @@ class PartFiller:
     def _take(self, slice_: SliceRow, read: FrameRead) -> None:
         """Put a slice into the batch, or why it cannot be read into the part."""
         self.job.seconds["read"] += read.seconds
-        if read.file_digest is not None:
-            self.job.put(slice_.row, file_digest=digest_bytes(read.file_digest))
         try:
             self._take_pixels(slice_, read)
         except UnreadableError as error:
+            note_digests(self.job, slice_.row, read)
             self.job.fail(slice_.row, error.reason, error.detail)
             self.context.limit.count()
             self.context.progress.advance(1)
 
     def _take_pixels(self, slice_: SliceRow, read: FrameRead) -> None:
         """Put a slice into the batch. Raises UnreadableError where there is nothing to embed."""
-        row = slice_.row
         if isinstance(read.item, Failure):
             raise UnreadableError(read.item.reason, read.item.detail)
-        assert read.pixel_digest is not None
-        digest = digest_bytes(read.pixel_digest)
-        self.job.put(row, pixel_digest=digest)
         check_finite(read.item)
         item = self.context.volumes.ranged(slice_, read.item)
-        self.batch.append(_Taken(row, item, slice_.modality, digest.tobytes()))
+        assert read.file_digest is not None
+        assert read.pixel_digest is not None
+        digests = read.file_digest, read.pixel_digest
+        self.batch.append(_Taken(slice_.row, item, slice_.modality, *digests))
 
     def _link_to_original(self, row: int, original: int, digest: bytes) -> None:
         """Link a row to an earlier one with the same pixels, where that has features.
@@ -198,8 +198,12 @@ class PartFiller:
 
     def _embed(self) -> None:
         """Send the batch through the network; its features go into the part when they come."""
-        rows, items, modalities, digests = zip(*self.batch, strict=True)
+        rows, items, modalities, of_files, of_pixels = zip(*self.batch, strict=True)
         self.batch.clear()
+        file_digests = digest_bytes(*of_files)
+        pixel_digests = digest_bytes(*of_pixels)
+        self.job.put(rows, file_digest=file_digests, pixel_digest=pixel_digests)
+        digests = list(map(bytes, pixel_digests))
         originals = self.context.originals.find(rows, digests, modalities)
         for row, digest in zip(rows, digests, strict=True):
             if row in originals:
@@ -212,9 +216,8 @@ class PartFiller:
 
     def _deliver(self, rows: tuple[int, ...], features: Values) -> None:
         """Put the features of a batch into the part."""
-        for name, values in features.items():
-            for row, value in zip(rows, values, strict=True):
-                self.job.put(row, status=OK, **{name: value})
+        if features:
+            self.job.put(rows, status=OK, **features)
         # After the batch's own features: an original may be in the very same batch.
         self._copy_linked([row for row in rows if row in self.job.links])
         self.context.progress.advance(len(rows))
@@ -231,8 +234,7 @@ class PartFiller:
         for name in self.context.forward.recipe.arrays:
             # Not `store.read`, which looks at every part: that those are committed is known.
             values = store.array(name).gather(originals, store.row_crcs)
-            for row, value in zip(elsewhere, values, strict=True):
-                self.job.put(row, status=OK, **{name: value})
+            self.job.put(elsewhere, status=OK, **{name: values})
             for row in here:
                 value = self.job.arrays[name][links[row] - self.job.part.start]
                 self.job.put(row, status=OK, **{name: value})
@@ -249,6 +251,14 @@ def rule_number(preprocess: Preprocess, modality: str) -> int | None:
     return get_args(IntensityKind).index(intensity_kind(modality))
 
 
-def digest_bytes(digest: str) -> NDArray[np.uint8]:
-    """Return a digest in hex as the store's arrays have it."""
-    return np.frombuffer(bytes.fromhex(digest), dtype=np.uint8)
+def note_digests(job: PartInFlight, row: int, read: FrameRead) -> None:
+    """Note those digests of one row's file and pixels that are known."""
+    if read.file_digest is not None:
+        job.put(row, file_digest=digest_bytes(read.file_digest)[0])
+    if read.pixel_digest is not None:
+        job.put(row, pixel_digest=digest_bytes(read.pixel_digest)[0])
+
+
+def digest_bytes(*digests: str) -> NDArray[np.uint8]:
+    """Return SHA-256 digests in hex as the store's arrays have them, (b, 32)."""
+    return np.frombuffer(bytes.fromhex("".join(digests)), np.uint8).reshape(len(digests), -1)

@@ -40,13 +40,16 @@ class FileStamps:
         self._sizes = _numbers(files["size"])[order]
         self._times = _numbers(files["mtime_ns"])[order]
 
-    def of(self, path: str) -> FileStamp | None:
-        """Return the size and time (ns) of a file; None where the table does not tell."""
-        place = int(self._hashes.searchsorted(hash(path)))
-        if place == len(self._hashes) or self._hashes[place] != hash(path):
-            return None
-        size = int(self._sizes[place])
-        return None if size < 0 else (size, int(self._times[place]))
+    def of(self, paths: Sequence[str]) -> list[FileStamp | None]:
+        """Return the size and time (ns) of each file; None where the table does not tell."""
+        if not len(self._hashes):
+            return [None] * len(paths)
+        wanted = np.array(list(map(hash, paths)), np.int64)
+        places = self._hashes.searchsorted(wanted)
+        places[places == len(self._hashes)] = 0
+        known = (self._hashes[places] == wanted) & (self._sizes[places] >= 0)
+        stamps = zip(self._sizes[places].tolist(), self._times[places].tolist(), strict=True)
+        return [stamp if is_known else None for stamp, is_known in zip(stamps, known, strict=True)]
 
 
 def _numbers(column: pa.ChunkedArray) -> NDArray[np.int64]:

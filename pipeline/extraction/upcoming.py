@@ -103,9 +103,12 @@ class UpcomingParts:
 
     def _by_file(self, slices: Iterable[SliceRow]) -> Iterator[Request]:
         """Yield one request for each run of slices that are of the same file."""
+        files: list[tuple[str, tuple[int, ...]]] = []
         for path, group in itertools.groupby(slices, key=lambda slice_: slice_.path):
-            frames = tuple(slice_.frame for slice_ in group)
-            yield Request(self._reveal(path), frames, self._stamps.of(path))
+            files.append((path, tuple(slice_.frame for slice_ in group)))
+        stamps = self._stamps.of([path for path, _ in files])
+        for (path, frames), stamp in zip(files, stamps, strict=True):
+            yield Request(self._reveal(path), frames, stamp)
 
 
 def _known_ranges(store: FeatureStore, rows: Iterable[int]) -> Ranges:

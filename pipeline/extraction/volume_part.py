@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.extraction.part import FillContext, PartInFlight, digest_bytes
+from pipeline.extraction.part import FillContext, PartInFlight, note_digests
 from pipeline.inference.telemetry import clock
 from pipeline.io.decode import read_headers
 from pipeline.io.formats.limits import as_unreadable
@@ -128,19 +128,15 @@ class VolumeFiller:
         self, slice_: SliceRow, read: FrameRead, is_here: bool
     ) -> NDArray[Any] | UnreadableError:
         """Return the pixels of a slice, or why there are none; note both for rows of the part."""
-        row = slice_.row
-        if is_here and read.file_digest is not None:
-            self.job.put(row, file_digest=digest_bytes(read.file_digest))
+        if is_here:
+            note_digests(self.job, slice_.row, read)
         try:
             if isinstance(read.item, Failure):
                 raise UnreadableError(read.item.reason, read.item.detail)
-            if is_here:
-                assert read.pixel_digest is not None
-                self.job.put(row, pixel_digest=digest_bytes(read.pixel_digest))
             check_finite(read.item)
         except UnreadableError as error:
             if is_here:
-                self._fail(row, error)
+                self._fail(slice_.row, error)
                 self.context.progress.advance(1)
             return error
         assert isinstance(read.item, Slice)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.annotations.units import Prediction
 from pipeline.config.data import Outputs
+from pipeline.config.feature_sets import made_of
 from pipeline.config.heads import declared
 from pipeline.config.root import Config
 from pipeline.config.segmentation import Segment
@@ -37,7 +38,6 @@ from pipeline.results import Result, Segmented
 from pipeline.segmentation.cases import SegmentationCases
 from pipeline.tune import tune, tune_masks
 from pipeline.tuning.fold import fold_name
-from pipeline.tuning.network import blocks_of
 from pipeline.tuning.tuned import (
     TunedNetwork,
     from_state,
@@ -107,7 +107,7 @@ def fit_tuned(
         learnt_from=np.concatenate([train, val]),
         scaling=FittedScaling("none"),
         difference=difference_of(cases, result, test, on_test.proba, MOST_DIFFERENT),
-        tuned=_filed_network(config, folder, settings, blocks=blocks_of(settings.features)),
+        tuned=_filed_network(config, folder, settings, blocks=made_of(settings.features).blocks),
     )
     record, files = record_and_files(filing)
     return Model(out, write_model(out, record, files))

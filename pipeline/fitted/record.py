@@ -10,13 +10,13 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from pipeline.config.data import BackboneChoice
+from pipeline.config.feature_sets import made_of
 from pipeline.config.methods import Method
 from pipeline.config.regions import RegionFeatures
 from pipeline.config.segmentation import Segment
 from pipeline.config.segmentation_heads import SEGMENTATION_HEADS
 from pipeline.config.tasks import FeatureSet, Kind, Level, Part, Scaling, Task
 from pipeline.evaluation.covariates import Covariates
-from pipeline.evaluation.pooling import outputs_of
 from pipeline.fitted.calibration import Calibration
 from pipeline.recipe import PatchTokens, Recipe
 from pipeline.results import PartCount, Provenance, Score
@@ -127,14 +127,14 @@ class ModelRecord(FiledRecord):
     @property
     def folder_recipe(self) -> Recipe:
         """The recipe that a folder is embedded by: the model's, of what it reads alone."""
-        change = {"outputs": outputs_of(self.features), "patch": PatchTokens()}
+        change = {"outputs": made_of(self.features).outputs, "patch": PatchTokens()}
         return self.recipe.model_copy(update=change)
 
     @property
     def not_of_values(self) -> tuple[str, ...]:
         """What stands in a recipe and changes no value that the model reads."""
         of_all = ("outputs", "blocks")
-        return of_all if "patch" in outputs_of(self.features) else (*of_all, "patch")
+        return of_all if "patch" in made_of(self.features).outputs else (*of_all, "patch")
 
 
 class MaskRecord(FiledRecord):

@@ -66,21 +66,18 @@ class _Marks:
     left: torch.cuda.Event
     back: torch.cuda.Event  # the features, in this process's memory
 
-    @classmethod
-    def new(cls) -> _Marks:
-        """Return events that were not recorded yet."""
-        return cls(*(torch.cuda.Event(enable_timing=True) for _ in range(5)))  # type: ignore[no-untyped-call]
-
 
 @dataclass
 class _BatchInFlight:
     """A batch on its way: what to do with its features, once they are there.
 
-    spent: what it took where it was computed; in a lane, beside so many others.
+    items: whose pixels stay where they are meanwhile, since a GPU may read them there. spent: what
+    it took where it was computed; in a lane, beside so many others.
     """
 
     deliver: Callable[[Values], None]
     seconds: Seconds
+    items: Sequence[Slice] = ()
     outputs: dict[str, Tensor] = field(default_factory=dict)
     spent: Seconds = field(default_factory=lambda: defaultdict(float))
     lane: Future[None] | None = None
@@ -122,7 +119,7 @@ class Forward:
         self._in_flight: deque[_BatchInFlight] = deque()
         self._lock = threading.Lock()  # of `most`
         device = network.device
-        self._streams = _Streams(device) if device.type == "cuda" else None
+        self._streams = Streams(device) if device.type == "cuda" else None
         in_lanes = lanes and device.type == "cpu" and not network.compiled
         self._lanes = Lanes() if in_lanes else None
 
@@ -138,7 +135,7 @@ class Forward:
         seconds: where the time it takes is added. Raises DeviceError where one slice alone is too
         much for the device.
         """
-        batch = _BatchInFlight(deliver, seconds)
+        batch = _BatchInFlight(deliver, seconds, items)
         work = functools.partial(self._compute_in_pieces, items, modalities, batch)
         if self._lanes is None:
             work()
@@ -235,40 +232,38 @@ class Forward:
     @torch.inference_mode()
     def _compute_on_gpu(
         self,
-        streams: _Streams,
+        streams: Streams,
         items: Sequence[Slice],
         modalities: Sequence[str],
         batch: _BatchInFlight,
     ) -> None:
         """Queue the work of a batch on a GPU, which goes on when this returns.
 
-        Each stream waits for the one before by an event. `record_stream` tells the allocator that
-        a tensor made in one stream is read in another: its memory is not given out before that.
+        Each stream waits for the one before by an event.
         """
-        marks = _Marks.new()
-        with torch.cuda.stream(streams.to):
-            marks.began.record()
+        with streams.at(streams.to):
+            began = streams.mark(streams.to)
             with record_function("preprocess"):
                 xs = [
                     prepare_batch(some, of, self.recipe, self.network.device)
                     for some, of in self._pieces(items, modalities)
                 ]
-            marks.prepared.record()
-        streams.main.wait_event(marks.prepared)
-        marks.entered.record(streams.main)
+            prepared = streams.mark(streams.to)
+        streams.main.wait_event(prepared)
+        entered = streams.mark(streams.main)
         for x in xs:
-            x.record_stream(streams.main)
+            streams.keep(x, streams.main)
         with record_function("forward"):
             outputs = _joined([self._features(x) for x in xs])
-        marks.left.record(streams.main)
-        with torch.cuda.stream(streams.back):
-            streams.back.wait_event(marks.left)
+        left = streams.mark(streams.main)
+        with streams.at(streams.back):
+            streams.back.wait_event(left)
             for name, value in outputs.items():
-                batch.outputs[name] = _to_host(value)
-                value.record_stream(streams.back)
-            marks.back.record()
+                batch.outputs[name] = streams.to_host(value)
+                streams.keep(value, streams.back)
+            back = streams.mark(streams.back)
         # Last: without marks, nothing waits for what a failure above left half queued.
-        batch.marks = marks
+        batch.marks = _Marks(began, prepared, entered, left, back)
 
     def _features(self, x: Tensor) -> dict[str, Tensor]:
         """Return the recipe's arrays of a preprocessed batch, in their dtypes, on the device.
@@ -291,13 +286,32 @@ class Forward:
         return arrays
 
 
-class _Streams:
-    """The queues of work of one GPU: pixels in, the network, features out."""
+class Streams:
+    """The queues of work of one GPU: pixels in, the network (`main`), features out."""
 
     def __init__(self, device: torch.device) -> None:
         self.main = torch.cuda.current_stream(device)
         self.to = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self.back = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def at(self, stream: torch.cuda.Stream) -> contextlib.AbstractContextManager[None]:
+        """Queue what follows in a stream, and not in `main`."""
+        return torch.cuda.stream(stream)
+
+    def mark(self, stream: torch.cuda.Stream) -> torch.cuda.Event:
+        """Return an event that comes once all is done that a stream has before it."""
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record(stream)
+        return event
+
+    def keep(self, value: Tensor, stream: torch.cuda.Stream) -> None:
+        """Keep the memory of a tensor of another stream until this one is through with it."""
+        value.record_stream(stream)
+
+    def to_host(self, value: Tensor) -> Tensor:
+        """Return a copy in pinned memory, which is filled once the stream comes to it."""
+        host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+        return host.copy_(value, non_blocking=True)
 
 
 def out_of_memory(error: RuntimeError) -> bool:
@@ -337,12 +351,6 @@ def _joined(pieces: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     for name in pieces[0]:
         arrays[name] = torch.cat([piece[name] for piece in pieces])
     return arrays
-
-
-def _to_host(value: Tensor) -> Tensor:
-    """Return a copy in pinned memory, which is filled once the stream comes to it."""
-    host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
-    return host.copy_(value, non_blocking=True)
 
 
 def keep_memory() -> None:

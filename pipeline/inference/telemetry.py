@@ -13,6 +13,10 @@ from pipeline.recipe import Recipe
 # A stage that takes less of the run than this is not worth a change, nor is a run so short.
 _WORTH = 0.1
 _SHORT_S = 5.0
+# A process that computes for so much of the time is at its limit, since one thread runs at a time.
+_AT_LIMIT = 0.8
+# Processes that share a card at the most: each has the network, and a CUDA context, in its memory.
+_MOST_A_CARD = 4
 # Batches that a trace holds.
 _TRACED = 20
 
@@ -63,6 +67,23 @@ def bottleneck(seconds: Mapping[str, float], slices: int, speed: Speed, recipe: 
             f"Writing held the network up for {time_lost}: a faster disk for the store would help."
         )
     return f"Preprocessing took {time_lost}: a GPU would do it in passing."
+
+
+def processes_a_card(seconds: Mapping[str, float], workers: int) -> int:
+    """Return how many processes are to share a card, by what one of them did alone with it.
+
+    More than one where that one was at its limit while the card, the disk and the readers were not:
+    as many as keep the busier of card and readers at work. seconds: as `bottleneck` has them; load,
+    which is no part of it; processor: what all threads of the process computed after that.
+    workers: its reading processes.
+    """
+    total = seconds.get("all", 0.0) - seconds.get("load", 0.0)
+    is_at_limit = seconds.get("processor", 0.0) > _AT_LIMIT * total
+    if total <= 0.0 or not is_at_limit or seconds.get("stall", 0.0) > _WORTH * total:
+        return 1
+    by_card = total / max(seconds.get("forward", 0.0), 1e-9)
+    by_readers = workers * total / max(seconds.get("read", 0.0), 1e-9)
+    return max(1, round(min(by_card, by_readers, _MOST_A_CARD)))
 
 
 def _faster_reading(speed: Speed) -> str:

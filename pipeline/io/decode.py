@@ -21,7 +21,8 @@ from pipeline.io.formats.contract import FormatReader
 from pipeline.io.formats.limits import as_unreadable
 from pipeline.io.formats.registry import FORMATS
 from pipeline.io.sniff import sniff
-from pipeline.io.types import FileStamp, FrameRead, StoredPixels
+from pipeline.io.types import FileStamp, FrameRead, Request, StoredPixels
+from pipeline.shared.paths import collection_file
 from pipeline.types import Failure, Header, Plane, Slice
 from stores.errors import UnreadableError
 
@@ -76,6 +77,17 @@ def stored_pixels(path: Path) -> StoredPixels | None:
         return dicom.stored_pixels(path)
     except UnreadableError:
         return None
+
+
+def read_request(root: Path, request: Request, plane: Plane) -> Generator[FrameRead]:
+    """Read what is requested of a file below `root` in this process, as `read_frames` does."""
+    try:
+        path = collection_file(root, request.path)
+    except UnreadableError as error:
+        for frame in request.frames:
+            yield FrameRead(Failure(frame, error.reason, error.detail))
+        return
+    yield from read_frames(path, request.frames, plane, request.stamp)
 
 
 def read_frames(

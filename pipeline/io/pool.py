@@ -18,7 +18,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from multiprocessing.connection import wait
@@ -27,7 +26,7 @@ from typing import Any, get_args
 
 from pipeline.io.idle import IDLE
 from pipeline.io.process import FileTask, Worker, cause_of_death
-from pipeline.io.slots import is_in_slot
+from pipeline.io.slots import Pin, is_in_slot
 from pipeline.io.types import FrameRead
 from pipeline.io.wire import MalformedError
 from pipeline.types import Failure, Header, Plane, Slice, Voi
@@ -36,12 +35,16 @@ from stores.errors import Reason, UnreadableError
 # Pixels that may lie in the memory of the workers, all together; and those that may wait for the
 # caller beside them before the workers do.
 _SLOT_BYTES = 2**27
+_LEAST_SLOT_BYTES = 2**25  # of one worker: a large batch may wait for a card, and one be read
 _AHEAD_BYTES = 2**27
 _AHEAD_FILES = 64  # a worker
 # Room in a worker's row of files, in frames, from which on it is given more.
-_REFILL_FRAMES = 4
-# While the caller has results before it, messages gather for so long: each look at them costs.
-_GATHER_S = 0.001
+_REFILL_FRAMES = 8
+# Each look at what has come costs, and each waking of the caller. So messages gather until a look
+# takes so many of them, and never for longer than these seconds.
+_GATHERED = range(4, 9)
+_SHORTEST_S = 0.004
+_LONGEST_S = 0.05
 _DIGEST_BYTES = 32
 # Processes that may be killed from outside as they start before the run gives up.
 _KILLED_STARTS = 5
@@ -96,12 +99,22 @@ class WorkerPool:
     has the workers, and the tasks once they were submitted.
     """
 
-    def __init__(self, root: Path, plane: Plane, workers: int, time_limit_s: float) -> None:
+    def __init__(
+        self,
+        root: Path,
+        plane: Plane,
+        workers: int,
+        time_limit_s: float,
+        pin: Pin | None = None,
+    ) -> None:
+        """pin: has a card read the memory in which pixels lie."""
+        self.pin = pin
         self.root = root
         self.plane = plane
         self.time_limit_s = time_limit_s
         self.width = workers
-        self.results: queue.SimpleQueue[Result | BaseException] = queue.SimpleQueue()
+        self.results: queue.SimpleQueue[list[Result] | BaseException] = queue.SimpleQueue()
+        self.in_hand: deque[Result] = deque()  # taken from `results` by the caller's thread
         self.submitted: deque[FileTask] = deque()  # not begun yet
         self.begun: deque[FileTask] = deque()  # in order; what comes of the first is published
         self.interrupted: deque[FileTask] = deque()  # of these, those whose worker was killed
@@ -112,6 +125,8 @@ class WorkerPool:
         self.lock = threading.Lock()  # of bytes_waiting
         self.stop = threading.Event()
         self.bell, self.heard = socket.socketpair()  # wakes the thread from its wait
+        self.rung = False  # and not heard yet
+        self.pause_s = _SHORTEST_S  # between two looks at what has come
         self.selector = selectors.DefaultSelector()  # of `heard`, and of each worker's connection
         self.selector.register(self.heard, selectors.EVENT_READ)
         self.thread = threading.Thread(target=self._work, name="radprobe-read", daemon=True)
@@ -132,19 +147,24 @@ class WorkerPool:
 
     def next_result(self) -> Result:
         """Wait for the next result and return it. Raises what ended the pool's thread."""
-        result = self.results.get()
-        if isinstance(result, BaseException):
-            raise result
-        return result
+        while not self.in_hand:
+            results = self.results.get()
+            if isinstance(results, BaseException):
+                raise results
+            self.in_hand += results
+        return self.in_hand.popleft()
 
     def release(self, result: Result) -> None:
         """Note that the caller is through with a task, or with one of its slices."""
-        with self.lock:
-            was_full = self._is_full()
-            if isinstance(result, FileTask):
-                self.in_flight -= 1
-            else:
-                self.bytes_waiting -= _size(result)
+        if isinstance(result, FileTask):
+            self.in_flight -= 1
+            size = 0
+        else:
+            size = _size(result)
+        was_full = self._is_full()
+        if size:
+            with self.lock:
+                self.bytes_waiting -= size
         # A full pool's thread waits until no result is left, which may be so now, even where this
         # was the end of a file and made no room.
         if was_full:
@@ -159,7 +179,9 @@ class WorkerPool:
         self.heard.close()
 
     def _wake(self) -> None:
-        self.bell.send(b"!")
+        if not self.rung:  # of two threads none rings but one: the caller's
+            self.rung = True
+            self.bell.send(b"!")
 
     def _is_full(self) -> bool:
         return self.bytes_waiting >= _AHEAD_BYTES
@@ -171,11 +193,11 @@ class WorkerPool:
         try:
             while not self.stop.is_set():
                 self._assign()
-                self._publish()  # what needed no process
-                self._listen()
+                messages = self._listen()
                 self._publish()
-                if not self.results.empty():
-                    time.sleep(_GATHER_S)
+                if messages and not self._is_full():
+                    self._assign()  # before the pause: nobody is to wait for it
+                    self._gather(messages)
         except BaseException as error:  # handed to the caller's thread, which raises it
             self.results.put(error)
         finally:
@@ -228,22 +250,35 @@ class WorkerPool:
         if len(self.workers) == self.width:
             return None
         kept = IDLE.take()
-        worker = kept or Worker(
-            _SLOT_BYTES // self.width
-        )  # a new one is idle once it says that it is ready
+        # A new one is idle once it says that it is ready.
+        worker = kept or Worker(max(_SLOT_BYTES // self.width, _LEAST_SLOT_BYTES))
+        if self.pin is not None and worker.slots is not None:
+            worker.slots.pin(self.pin)
         self.workers.append(worker)
         self.selector.register(worker.wire, selectors.EVENT_READ, worker)
         return kept
 
-    def _listen(self) -> None:
-        """Take the messages that have come, waiting for the first."""
+    def _gather(self, messages: int) -> None:
+        """Pause, longer where the last look took few messages; not where few are to come."""
+        if messages < _GATHERED.start:
+            self.pause_s = min(2 * self.pause_s, _LONGEST_S)
+        elif messages not in _GATHERED:
+            self.pause_s = max(self.pause_s / 2, _SHORTEST_S)
+        if sum(worker.frames_to_come() for worker in self.workers) >= _GATHERED.start:
+            self.stop.wait(self.pause_s)
+
+    def _listen(self) -> int:
+        """Take the messages that have come, waiting for the first; return how many."""
+        messages = 0
         for key in self._readable():
             worker: Worker | None = key.data
             if worker is None:
                 self.heard.recv(4096)
+                self.rung = False  # before what was submitted is looked at: none is missed
                 continue
             try:
                 for message in worker.inbox.waiting():
+                    messages += 1
                     self._take(worker, message)
             except MalformedError as error:
                 if worker.tasks:
@@ -252,6 +287,7 @@ class WorkerPool:
                 self._replace(worker)
             except (EOFError, OSError):
                 self._replace_dead(worker)
+        return messages
 
     def _readable(self) -> list[selectors.SelectorKey]:
         """Wait for a message, and return whose have come: of few where memory is full."""
@@ -260,8 +296,8 @@ class WorkerPool:
         keys = {self.selector.get_key(self.heard)}
         for worker in self.workers:
             # The caller waits for this one's slices, and nothing else can make room.
-            is_next = worker.tasks and worker.tasks[0] is self.begun[0] and self.results.empty()
-            if is_next or not worker.ready:
+            is_next = worker.tasks and worker.tasks[0] is self.begun[0]
+            if (is_next and self._caller_waits()) or not worker.ready:
                 keys.add(self.selector.get_key(worker.wire))
         by_wire = {key.fileobj: key for key in keys}
         return [by_wire[wire] for wire in wait(by_wire)]  # type: ignore[arg-type]
@@ -284,21 +320,29 @@ class WorkerPool:
             read = _frame_read(worker, task, message)
             task.reads.append(read)
             task.received += 1
-            with self.lock:
-                self.bytes_waiting += _size(read)
+            if size := _size(read):
+                with self.lock:
+                    self.bytes_waiting += size
         if "end" in message:
             task.end = message
             worker.tasks.popleft()
 
     def _publish(self) -> None:
         """Pass on what has come of the first task, and of those behind it that it held up."""
+        results: list[Result] = []
         while self.begun:
             task = self.begun[0]
-            while task.reads:
-                self.results.put(task.reads.popleft())
+            results += task.reads
+            task.reads.clear()
             if task.end is None:
-                return
-            self.results.put(self.begun.popleft())
+                break
+            results.append(self.begun.popleft())
+        if results:
+            self.results.put(results)
+
+    def _caller_waits(self) -> bool:
+        """Return whether the caller has no result left."""
+        return self.results.empty() and not self.in_hand
 
     def _replace_dead(self, worker: Worker) -> None:
         """Remove a dead worker; its unread slices fail, or its file is begun again by another."""
@@ -347,6 +391,8 @@ def _frame_read(worker: Worker, task: FileTask, message: dict[str, Any]) -> Fram
     try:
         item = _item(worker, message)
         file, pixels = map(_digest, (message["file"], message["pixels"]))
+        if isinstance(item, Slice) and (file is None or pixels is None):
+            raise ValueError("a slice without its digests")
         read = FrameRead(item, file, pixels, float(message["seconds"]))
         is_next = task.frames is not None and item.frame == task.frames[task.received]
     except (ArithmeticError, LookupError, TypeError, ValueError):

@@ -17,9 +17,8 @@ from typing import Any
 from pipeline.io.slots import SlotMemory
 from pipeline.io.types import FileStamp, FrameRead
 from pipeline.io.wire import Inbox, send
-from pipeline.shared.paths import collection_file
 from pipeline.types import Failure, Plane
-from stores.errors import Reason, UnreadableError
+from stores.errors import Reason
 
 # One thread a worker: the workers are the parallelism. And memory that glibc keeps from slice to
 # slice, where by default it asks the kernel for each picture anew (a third of the time, measured).
@@ -32,7 +31,7 @@ _ENVIRONMENT = {
 # Files after which a worker makes room for a fresh one: C decoders leak.
 _FILES_A_WORKER = 2000
 # Frames that a worker may have before it, so that it need not wait for its parent between files.
-_FRAMES_AHEAD = 8
+_FRAMES_AHEAD = 16
 
 
 @dataclass
@@ -68,7 +67,7 @@ class Worker:
     """One reading process, the connection to it, and the memory that it has for pixels."""
 
     def __init__(self, slot_bytes: int) -> None:
-        slots = _slots(slot_bytes)
+        self.slots = slots = _slots(slot_bytes)
         self.wire, theirs = socket.socketpair()
         handed = [theirs.fileno()]
         if slots is not None:
@@ -92,35 +91,37 @@ class Worker:
         self, root: Path, tasks: Iterable[FileTask], plane: Plane, time_limit_s: float
     ) -> None:
         """Hand the process its next files, each from the first frame that has not come."""
-        messages = []
+        files = []
         for task in tasks:
-            try:
-                path = collection_file(root, task.path)
-            except UnreadableError as error:
-                task.fail(error.reason, error.detail)  # and the process waits for another
-                continue
             self.tasks.append(task)
             self.files += 1
-            message = {
-                # From the root, as it may have started in another folder than this process is in
-                # now; and any bytes, which JSON has no text for.
-                "path": os.fsencode(path.absolute()).hex(),
+            file = {
+                "path": task.path,
                 "frames": None if task.frames is None else task.frames[task.received :],
                 "tags": task.tags,
-                "plane": plane,
                 "stamp": task.stamp,
-                "limit": time_limit_s,
             }
-            messages.append(message)
+            files.append(file)
+        message = {
+            # Absolute, as it may have started in another folder than this process is in now; and
+            # any bytes, which JSON has no text for.
+            "root": os.fsencode(root.absolute()).hex(),
+            "plane": plane,
+            "limit": time_limit_s,
+            "files": files,
+        }
         try:
-            send(self.wire, *messages)
+            send(self.wire, message)
         except OSError:
             return  # it died idle; the closed connection is noticed when it is listened to
 
     def room(self) -> int:
         """Return how many frames may be handed over beyond those that are still to come."""
-        to_come = sum(task.frames_to_come() for task in self.tasks)
-        return min(_FRAMES_AHEAD - to_come, _FILES_A_WORKER - self.files)
+        return min(_FRAMES_AHEAD - self.frames_to_come(), _FILES_A_WORKER - self.files)
+
+    def frames_to_come(self) -> int:
+        """Return how many frames of the files before it have not come."""
+        return sum(task.frames_to_come() for task in self.tasks)
 
     def is_usable(self) -> bool:
         """Return whether it waits for a file, lives, and has not read too many."""

@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.io.decode import read_frames
+from pipeline.io.decode import read_request
 from pipeline.io.pool import WorkerPool
 from pipeline.io.process import FileTask
+from pipeline.io.slots import Pin
 from pipeline.io.types import FrameRead, Request
-from pipeline.shared.paths import collection_file
-from pipeline.types import Failure, Plane
-from stores.errors import UnreadableError
+from pipeline.types import Plane
 
 
 class ReadQueue(Protocol):
@@ -48,16 +47,22 @@ class ReadQueue(Protocol):
 
 
 def open_read_queue(
-    root: Path, *, plane: Plane = "axial", workers: int = 1, time_limit_s: float = 60.0
+    root: Path,
+    *,
+    plane: Plane = "axial",
+    workers: int = 1,
+    time_limit_s: float = 60.0,
+    pin: Pin | None = None,
 ) -> ReadQueue:
     """Return a queue whose files are read by so many processes; to be closed.
 
     workers: 0 reads in this process, a file when its first frame is taken out, without protection
-    from files that crash or never end. time_limit_s: decoding time of one file.
+    from files that crash or never end. time_limit_s: decoding time of one file. pin: has a card
+    read the memory in which the processes leave pixels.
     """
     if workers == 0:
         return InlineReadQueue(root, plane)
-    return PooledReadQueue(root, plane, workers, time_limit_s)
+    return PooledReadQueue(WorkerPool(root, plane, workers, time_limit_s, pin))
 
 
 class InlineReadQueue:
@@ -76,22 +81,13 @@ class InlineReadQueue:
     def put(self, request: Request) -> None:
         """Note a file, which is opened when its first frame is taken out."""
         self.frames_left = len(request.frames)
-        self._reads = self._read(request)
+        self._reads = read_request(self._root, request, self._plane)
 
     def get(self) -> FrameRead:
         """Read the next frame."""
         read = next(self._reads)
         self.frames_left -= 1
         return read
-
-    def _read(self, request: Request) -> Iterator[FrameRead]:
-        try:
-            path = collection_file(self._root, request.path)
-        except UnreadableError as error:
-            for frame in request.frames:
-                yield FrameRead(Failure(frame, error.reason, error.detail))
-            return
-        yield from read_frames(path, request.frames, self._plane, request.stamp)
 
     def close(self) -> None:
         """Close the file that is open."""
@@ -101,9 +97,10 @@ class InlineReadQueue:
 class PooledReadQueue:
     """Reads in processes that a bad file may hang or crash (`pipeline.io.pool`)."""
 
-    def __init__(self, root: Path, plane: Plane, workers: int, time_limit_s: float) -> None:
+    def __init__(self, pool: WorkerPool) -> None:
+        """pool: closed with this."""
         self.frames_left = 0
-        self._pool = WorkerPool(root, plane, workers, time_limit_s)
+        self._pool = pool
         self._in_hand: FrameRead | None = None
 
     def has_room(self) -> bool:
@@ -130,6 +127,7 @@ class PooledReadQueue:
     def close(self) -> None:
         """End the reading, whatever the processes are at."""
         self._pool.close()
+        self._in_hand = None
 
     def _release(self) -> None:
         """Count the frame before as gone: until its caller comes back, its pixels are in memory."""

@@ -8,16 +8,19 @@ memory goes with the last pixels in it. Pixels for which there is no room travel
     flags (2**12 bytes: 0 free, 1 taken) | pixels, seal | pixels, seal | ...
 
 Behind the pixels of a slot stands a seal. Where it is broken, somebody wrote beyond their end, and
-what comes of that process is not believed.
+what comes of that process is not believed. A graphics card may read the memory by itself, once it
+is pinned: then nobody copies pixels on their way there.
 """
 
 from __future__ import annotations
 
 import ctypes
 import fcntl
+import math
 import mmap
 import os
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,6 +29,8 @@ from numpy.typing import NDArray
 _FLAGS = 2**12
 _SEAL = bytes.fromhex("b1ade5caa5ee1a11")
 _ALIGNED = 64  # bytes: a line of a processor's cache
+# Has a card read memory at an address, of so many bytes; returns what ends that.
+Pin = Callable[[int, int], Callable[[], None]]
 # Pixels may not be cut off, nor the memory be sealed otherwise.
 _FIXED = ("F_SEAL_SHRINK", "F_SEAL_GROW", "F_SEAL_SEAL")
 
@@ -52,6 +57,7 @@ class SlotMemory:
 
     def __init__(self, size: int) -> None:
         """size: bytes of pixels that it holds. Raises OSError where a system has none to share."""
+        self._unpin: Callable[[], None] | None = None  # once a card reads it
         if not hasattr(os, "memfd_create"):
             raise OSError("this system has no memory without a name")
         self.fd = os.memfd_create("radprobe-slots", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -64,6 +70,16 @@ class SlotMemory:
             raise
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.bytes))
 
+    def pin(self, pin: Pin) -> None:
+        """Let a card read the memory for as long as it is there."""
+        if self._unpin is None:
+            self._unpin = pin(self.address, len(self.bytes))
+
+    def __del__(self) -> None:
+        """Take the memory from the card before it is gone."""
+        if self._unpin is not None:
+            self._unpin()
+
     def close_file(self) -> None:
         """Close its file; the memory stays as long as pixels are in it."""
         os.close(self.fd)
@@ -74,7 +90,7 @@ class SlotMemory:
         """Return what the process left in a slot. Raises BrokenSlotError."""
         if type(number) is not int or type(at) is not int or not 0 <= number < _FLAGS:
             raise BrokenSlotError(f"slot {number!r}")
-        end = at + int(np.prod(shape, dtype=object)) * dtype.itemsize
+        end = at + math.prod(shape) * dtype.itemsize
         if not _FLAGS <= at <= end <= len(self.bytes) - len(_SEAL) or at % _ALIGNED:
             raise BrokenSlotError(f"a slot from byte {at} to {end} of {len(self.bytes)}")
         if self.bytes[end : end + len(_SEAL)] != _SEAL:

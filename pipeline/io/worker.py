@@ -20,12 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.io.decode import read_frames, read_headers
+from pipeline.io.decode import read_headers, read_request
 from pipeline.io.formats.limits import MAX_FILE_BYTES, as_unreadable
 from pipeline.io.slots import SlotWriter
-from pipeline.io.types import FrameRead
+from pipeline.io.types import FrameRead, Request
 from pipeline.io.wire import Inbox, send, send_pixels
-from pipeline.types import Failure
+from pipeline.shared.paths import collection_file
+from pipeline.types import Failure, Plane
 
 # Address space of one process: a file at the limit, as stored and once turned, and the libraries.
 _MEMORY = 3 * MAX_FILE_BYTES
@@ -42,7 +43,11 @@ def main(fd: int, slots_fd: int | None = None) -> None:
     inbox = Inbox(wire)
     try:
         while True:
-            _answer(wire, slots, inbox.receive())
+            message = inbox.receive()
+            root = Path(os.fsdecode(bytes.fromhex(message["root"])))
+            for file in message["files"]:
+                limit = _TimeLimit(float(message["limit"]))
+                _answer(wire, slots, root, file, message["plane"], limit)
     except (EOFError, OSError):
         return  # the parent closed the connection, or died
 
@@ -85,24 +90,32 @@ class _TimeLimit:
             self._left -= time.monotonic() - started
 
 
-def _answer(wire: socket.socket, slots: SlotWriter | None, task: dict[str, Any]) -> None:
-    """Do one task: send its slices one by one, and with the last how it ended."""
-    path = Path(os.fsdecode(bytes.fromhex(task["path"])))
-    limit = _TimeLimit(float(task["limit"]))
+def _answer(
+    wire: socket.socket,
+    slots: SlotWriter | None,
+    root: Path,
+    file: dict[str, Any],
+    plane: Plane,
+    limit: _TimeLimit,
+) -> None:
+    """Read one file: send its slices one by one, and with the last how it ended."""
     try:
-        if task["frames"] is None:
-            send(wire, {"end": True} | _headers(path, task, limit))
+        if file["frames"] is None:
+            send(wire, {"end": True} | _headers(root, file, plane, limit))
         else:
-            _send_slices(wire, slots, path, task, limit)
+            stamp = file["stamp"] and tuple(file["stamp"])
+            request = Request(file["path"], tuple(file["frames"]), stamp)
+            _send_slices(wire, slots, root, request, plane, limit)
     except ImportError as error:  # of this installation, which the parent raises
         send(wire, {"end": True, "fault": str(error)})
 
 
-def _headers(path: Path, task: dict[str, Any], limit: _TimeLimit) -> dict[str, Any]:
+def _headers(root: Path, file: dict[str, Any], plane: Plane, limit: _TimeLimit) -> dict[str, Any]:
     """Return the headers of a file, or why it has none, as the end of a task tells it."""
     with limit.running():
         try:
-            headers = read_headers(path, task["plane"], task["tags"])
+            path = collection_file(root, file["path"])
+            headers = read_headers(path, plane, file["tags"])
             return {"headers": [dataclasses.asdict(header) for header in headers]}
         except Exception as error:
             known = as_unreadable(error, "reading the file")
@@ -112,14 +125,14 @@ def _headers(path: Path, task: dict[str, Any], limit: _TimeLimit) -> dict[str, A
 def _send_slices(
     wire: socket.socket,
     slots: SlotWriter | None,
-    path: Path,
-    task: dict[str, Any],
+    root: Path,
+    request: Request,
+    plane: Plane,
     limit: _TimeLimit,
 ) -> None:
-    """Read the frames of a task and send each as soon as it is there."""
-    stamp = task["stamp"] and tuple(task["stamp"])
-    count = len(task["frames"])
-    reads = read_frames(path, task["frames"], task["plane"], stamp)
+    """Read the frames of a file and send each as soon as it is there."""
+    count = len(request.frames)
+    reads = read_request(root, request, plane)
     for number in range(1, count + 1):
         with limit.running():
             read = next(reads)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -147,14 +148,26 @@ def _shifts_scaled(item: Slice, modality: str, preprocess: Preprocess) -> bool:
 def _stacked(items: Sequence[Slice], device: torch.device) -> Tensor:
     """Return pixels of one shape and type as (b, H, W) on the device.
 
-    To a GPU they go by way of pinned memory, so that nobody waits for the copy.
+    To a GPU they go from pinned memory, so that nobody waits for the copy: from where they are, or
+    by way of such memory. They must stay until the card has them.
     """
     pixels = [item.pixels for item in items]
     shape = (len(items), *pixels[0].shape)
     dtype = torch.from_numpy(pixels[0][:0].copy()).dtype
+    if device.type == "cuda" and all(map(_is_pinned, pixels)):
+        stacked = torch.empty(shape, dtype=dtype, device=device)
+        for place, one in zip(stacked, pixels, strict=True):
+            place.copy_(torch.from_numpy(one), non_blocking=True)
+        return stacked
     host = torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
     np.stack(pixels, out=host.numpy())
     return host.to(device, non_blocking=True)
+
+
+def _is_pinned(pixels: NDArray[Any]) -> bool:
+    """Return whether a GPU can read an array where it is."""
+    flags = pixels.flags
+    return flags.c_contiguous and flags.writeable and torch.from_numpy(pixels).is_pinned()
 
 
 # --- shape ---------------------------------------------------------------------------------------

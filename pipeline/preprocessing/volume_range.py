@@ -11,6 +11,7 @@ and later parts of that volume take it from there: what could be read then may n
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -120,6 +121,8 @@ class Volumes:
     ) -> None:
         """slices: live ones by row, all of each volume; recorded: rows -> ranges on file there."""
         self._preprocess = preprocess
+        # Asked of every slice, of few modalities.
+        self._scales = functools.cache(lambda modality: of_volume(preprocess.rule(modality)))
         self._recorded = recorded
         self._first: dict[Name, int] = {}  # of the volumes met so far
         self._ends: dict[Name, Ends | None] = {}
@@ -200,9 +203,6 @@ class Volumes:
         if self._scales(slice_.modality):
             return slice_.series, slice_.modality
         return None
-
-    def _scales(self, modality: str) -> bool:
-        return of_volume(self._preprocess.rule(modality))
 
 
 def recorded_ends(

@@ -27,10 +27,13 @@ from pipeline.segmentation.loader import Batch, Loader, in_order
 from pipeline.segmentation.selection import Course, Overlap, check_parts, chosen_note, learned_rows
 from pipeline.shared.devices import pick_device
 from pipeline.shared.steps import report_epoch
+from stores.errors import ConfigError
 
 MOMENTUM = 0.9
 NO_ROWS: Rows = np.empty(0, np.int64)
 MEGABYTE = 2**20
+# What torch says of a batch norm that is trained on one value a channel.
+_OF_ONE_VALUE = "more than 1 value per channel"
 Loss = Callable[[Tensor, Tensor], Tensor]
 # Makes a network that has learned nothing, of a source, rows whose tokens tell its width, settings.
 Build = Callable[[TokenSource, Rows, Segment], nn.Module]
@@ -101,8 +104,8 @@ def fit(
 ) -> TrainedHead:
     """Train a network for each learning rate, keep the one with the best Dice on val, at its best.
 
-    Raises ConfigError where there is nothing to learn from or to choose by, or where the store
-    lacks the tokens.
+    Raises ConfigError where there is nothing to learn from or to choose by, where the store lacks
+    the tokens, and where a batch is too small for the network's batch norm.
     """
     started = time.perf_counter()
     rates = settings.learning_rates
@@ -225,12 +228,27 @@ def train(
 def _add_gradients(
     active: Sequence[Candidate], batch: Batch, criterion: Loss, device: torch.device
 ) -> None:
-    """Add the gradient of each network's own loss on the same batch."""
+    """Add the gradient of each network's own loss on the same batch.
+
+    Raises ConfigError where it is of one slice, which the network narrows to one value a channel.
+    """
     assert batch.masks is not None
     inputs = inputs_of(batch, device)
     masks = torch.from_numpy(batch.masks)[:, None].to(device)
     for candidate in active:
-        torch.autograd.backward(criterion(candidate.network(*inputs), masks))
+        try:
+            logits = candidate.network(*inputs)
+        except ValueError as error:
+            # torch's own words are of a layer that nobody named.
+            if len(batch.rows) > 1 or _OF_ONE_VALUE not in str(error):
+                raise
+            raise ConfigError(
+                f"A batch of one slice of {batch.masks.shape[-1]} px leaves a single value a "
+                "channel where the network is narrowest, of which batch norm has no spread. Set "
+                "`batch_size` so that no batch, the last one too, is of one slice, or a larger "
+                "`image_size`."
+            ) from error
+        torch.autograd.backward(criterion(logits, masks))
 
 
 def new_network(build: Build, source: TokenSource, rows: Rows, settings: Segment) -> nn.Module:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 
 from stores.errors import DeviceError
+
+_PORTABLE = 1  # cudaHostRegisterPortable: for all GPUs of the process
+_CONTEXT_BYTES = 2**30  # what a process takes of a GPU beside its tensors, generously
 
 
 def pick_device(name: str) -> str:
@@ -22,6 +28,31 @@ def pick_device(name: str) -> str:
             f"There is no device {name!r} here: {str(error).splitlines()[0]} Take --device cpu."
         ) from None
     return "cuda:0" if name == "cuda" else name
+
+
+def pinning(device: str) -> Callable[[int, int], Callable[[], None]] | None:
+    """Return what has a GPU read memory without a copy (address, bytes); None on other devices.
+
+    It returns what ends that, to be called before the memory is gone. Memory that CUDA cannot pin
+    stays as it is: pixels are copied then.
+    """
+    return functools.partial(_pinned, device) if device.startswith("cuda") else None
+
+
+def _pinned(device: str, address: int, size: int) -> Callable[[], None]:
+    with torch.cuda.device(device):
+        runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+        if int(runtime.cudaHostRegister(address, size, _PORTABLE)):  # an error of CUDA
+            return lambda: None
+    return lambda: runtime.cudaHostUnregister(address)
+
+
+def room_on_card(device: str) -> int:
+    """Return for how many processes as this one a GPU has memory, beside what it has to keep."""
+    needed = torch.cuda.max_memory_reserved(device) + _CONTEXT_BYTES
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(device)
+    return free // needed
 
 
 def gpus() -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from pipeline.backbones.load import Backbone, load_backbone
+from pipeline.config.feature_sets import made_of
 from pipeline.config.methods import Method
 from pipeline.config.root import Config
 from pipeline.config.tuning import Tuning
@@ -20,7 +21,6 @@ from pipeline.inference.speed import Speed
 from pipeline.recipe import Recipe
 from pipeline.shared import devices
 from pipeline.tuning.images import Images
-from pipeline.tuning.network import blocks_of
 from pipeline.tuning.options import ReportSteps, TuningOptions
 from stores.errors import ConfigError, DeviceError
 from stores.features import RUNS, FeatureStore
@@ -76,7 +76,7 @@ class TuningJob:
             self.config.backbone.name,
             self.weights or self.recipe.weights,
             image_size=self.recipe.image_size,
-            blocks=blocks_of(self.settings.features),
+            blocks=made_of(self.settings.features).blocks,
             device=device,
             precision=self.settings.precision,
             treatment=self.recipe.architecture.treatment,

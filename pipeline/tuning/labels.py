@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.annotations.units import Prediction
+from pipeline.config.feature_sets import made_of
 from pipeline.config.methods import Method
 from pipeline.config.tuning import Tuning
 from pipeline.evaluation.cases import Cases
@@ -30,7 +31,6 @@ from pipeline.tuning.fold import Fold, TunedFold, fold_name
 from pipeline.tuning.goals import LabelGoal
 from pipeline.tuning.job import TuningJob, open_job
 from pipeline.tuning.launch import trained_again, tune_fold
-from pipeline.tuning.network import blocks_of
 from pipeline.tuning.options import TuningOptions
 from pipeline.tuning.training import TrainVal
 from stores.errors import LabelError
@@ -122,10 +122,9 @@ def _tune_fold(job: TuningJob, cases: Cases, parts: Parts, name: str) -> _FoldAn
 
 def _new_head(job: TuningJob, objective: Objective) -> torch.nn.Linear:
     """Return a linear head on the features that the settings name, with weights of the seed."""
-    features = job.settings.features
-    blocks = blocks_of(features) + ("mean" in features)
+    tokens = made_of(job.settings.features).tokens
     torch.manual_seed(job.settings.seed)
-    head = torch.nn.Linear(job.recipe.architecture.dim * blocks, objective.outputs)
+    head = torch.nn.Linear(job.recipe.architecture.dim * tokens, objective.outputs)
     torch.nn.init.normal_(head.weight, std=_WEIGHT_STD)
     torch.nn.init.zeros_(head.bias)
     return head

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.backbones.load import Backbone
+from pipeline.config.feature_sets import made_of
+from pipeline.config.heads import TUNED
 from pipeline.config.tasks import FeatureSet
-from pipeline.config.tuning import BitFit, FineTune, Lora, NormTune, Tuning
+from pipeline.config.tuning import BitFit, FineTune, FrozenTune, Lora, NormTune, Tuning
 from stores.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -45,8 +47,9 @@ class TunableNetwork(nn.Module):
         outputs = self.backbone.forward(x)
         if self.feature_set == "patch":
             return outputs.patch[:, None]
-        cls = outputs.cls[:, -blocks_of(self.feature_set) :].flatten(1)
-        if "mean" in self.feature_set:
+        made = made_of(self.feature_set)
+        cls = outputs.cls[:, -made.blocks :].flatten(1)
+        if made.mean:
             return torch.cat([cls, outputs.mean], dim=1)
         return cls
 
@@ -79,11 +82,6 @@ class TunableNetwork(nn.Module):
         }
 
 
-def blocks_of(features: str) -> int:
-    """Return how many blocks' CLS tokens a feature set has."""
-    return 4 if features.startswith("cls4") else 1
-
-
 # --- what a method trains ------------------------------------------------------------------------
 
 
@@ -111,13 +109,16 @@ def make_trainable(network: TunableNetwork, settings: Tuning) -> LoraModel | Non
         case NormTune():
             for parameter in _norm_parameters(body):
                 parameter.requires_grad_(True)
+        case FrozenTune():
+            pass
         case _:
             raise ConfigError(
-                f"A method must be one of finetune, lora, bitfit or norm. Got settings of "
+                f"A method must be one of {', '.join(TUNED)}. Got settings of "
                 f"{type(settings).__name__} instead."
             )
     _close_unreached(network)
-    if not any(parameter.requires_grad for parameter in body.parameters()):
+    opens_some = not isinstance(settings, FrozenTune)
+    if opens_some and not any(parameter.requires_grad for parameter in body.parameters()):
         raise ConfigError(
             f"{type(settings).__name__} finds nothing to train in a network of the family "
             f"{network.backbone.architecture.family!r}; take finetune."

@@ -18,6 +18,7 @@ from torch import nn
 
 from pipeline.annotations.units import Prediction, Units
 from pipeline.backbones.load import load_backbone
+from pipeline.config.feature_sets import made_of
 from pipeline.config.root import Config
 from pipeline.config.tasks import FeatureSet
 from pipeline.config.tuning import Tuning
@@ -30,7 +31,7 @@ from pipeline.shared.arrays import Floats, Rows
 from pipeline.shared.devices import pick_device
 from pipeline.tuning.goals import predict_masks
 from pipeline.tuning.images import Images, all_slices
-from pipeline.tuning.network import TunableNetwork, blocks_of
+from pipeline.tuning.network import TunableNetwork
 from pipeline.tuning.saving import HEAD
 from stores.features import FeatureStore
 
@@ -64,7 +65,7 @@ class TunedNetwork:
             config.backbone.name,
             str(folder),
             image_size=recipe.image_size,
-            blocks=blocks_of(features),
+            blocks=made_of(features).blocks,
             device=place,
             precision=settings.precision,
             treatment=recipe.architecture.treatment,

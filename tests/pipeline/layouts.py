@@ -6,6 +6,7 @@ Pictures show a bright disc or two, whose place and size go with the labels: hea
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +283,74 @@ def brats(root: Path, patients: int = 5) -> None:
             mask = root / case / f"{case}-seg.nii.gz"
             volume(root / case / f"{case}-{sequence}.nii.gz", i, 3, mask=mask)
     volume(root / "BraTS-GLI-00900-000/BraTS-GLI-00900-000-t1c.nii.gz", 90, 3)
+
+
+def lidc(root: Path, patients: int = 12) -> None:
+    """A CT scan a patient with two nodules, the last patient's with none; X-rays of one, too.
+
+    Readers outline a disc on the pixels around it; readings lie beside the scans, or by themselves.
+    """
+    for i in range(patients + 1):
+        name = f"LIDC-IDRI-{i + 1:04d}"
+        study = root / "LIDC-IDRI" / name / "01-01-2000-30178"
+        scan, uid = study / "3000566-03192", generate_uid()
+        malignant = i % 2
+        radius = 3 + 3 * malignant
+        marked = disc(12, 10, radius) | disc(28, 30, radius)
+        for z in range(6):
+            seen = marked if z in (2, 3) and i < patients else np.zeros_like(marked)
+            pixels = (1000.0 * noisy(seen, 10 * i + z, 100) / 255 - 900).astype(np.int16)
+            place = {
+                "ImagePositionPatient": [-150.0, -140.0, -100.0 + 2.5 * z],
+                "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
+                "PixelSpacing": [0.8, 0.7],
+                "PatientID": name,
+                "SeriesInstanceUID": uid,
+                "InstanceNumber": z + 1,
+            }
+            save_dicom(dicom(pixels, **place), scan / f"1-{z + 1:03d}.dcm")
+        rating = (1, 4)[malignant]
+        read = [[((10, 12), radius, rating), ((30, 28), radius, rating + 1)]] * (1 + i % 4)
+        file = scan / "069.xml" if i % 2 else root / f"tcia-lidc-xml/157/{i:03d}.xml"
+        lidc_reading(file, uid, read if i < patients else [[]])
+    picture = study.parent / "01-01-2001-31000/1.000000-NA/1-001.dcm"
+    dicom_picture(picture, noisy(marked, 1), name)
+
+
+def lidc_reading(
+    file: Path, series: str, sessions: Sequence[Sequence[tuple[tuple[int, int], int, int]]]
+) -> None:
+    """Write what readers say of nodules: their middle (x, y), radius in pixels, and rating.
+
+    In slices 2 and 3. Each reader marks a nodule below 3 mm, too, and something that is none.
+    """
+    text = [
+        '<LidcReadMessage xmlns="http://www.nih.gov"><ResponseHeader>'
+        f"<SeriesInstanceUid>{series}</SeriesInstanceUid></ResponseHeader>"
+    ]
+    for session in sessions:
+        text.append("<readingSession>")
+        for (x, y), radius, rating in session:
+            text.append(f"<unblindedReadNodule><characteristics><malignancy>{rating}</malignancy>")
+            text.append("</characteristics>")
+            reach = radius + 1  # the pixels just outside
+            corners = [(x - reach, y), (x, y - reach), (x + reach, y), (x, y + reach)]
+            text += [_lidc_roi(z, corners) for z in (2, 3)]
+            text.append("</unblindedReadNodule>")
+        small = _lidc_roi(4, [(20, 20)])
+        text.append(f"<unblindedReadNodule>{small}</unblindedReadNodule>")
+        text.append("<nonNodule><imageZposition>-95.0</imageZposition></nonNodule>")
+        text.append("</readingSession>")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join([*text, "</LidcReadMessage>"]))
+
+
+def _lidc_roi(z: int, points: Sequence[tuple[int, int]]) -> str:
+    edges = "".join(
+        f"<edgeMap><xCoord>{x}</xCoord><yCoord>{y}</yCoord></edgeMap>" for x, y in points
+    )
+    place = f"<imageZposition>{-100 + 2.5 * z}</imageZposition>"
+    return f"<roi>{place}<inclusion>TRUE</inclusion>{edges}</roi>"
 
 
 def luna25(root: Path, nodules: int = 24) -> None:

@@ -320,6 +320,10 @@ def test_every_head_answers_or_says_why_not(lungs: Path) -> None:
     assert [r.cached for r in evaluate(config, ["knn"])] == [True]
     with pytest.raises(ConfigError, match="its cases are regions. Tune on their crops"):
         tune(config.model_copy(update={"norm": NormTune()}), ["norm"])
+    beside = {"white": region_task(columns=["lung"])}
+    config = regions_config(lungs, beside, labels=by_lung(lungs), knn={"features": "cls+columns"})
+    with pytest.raises(LabelError, match="its cases are regions, of which an image may have sev"):
+        evaluate(config, ["knn"])
 
 
 def test_a_model_of_regions_says_of_a_config_what_its_answer_does(
@@ -378,8 +382,11 @@ def test_crops_are_squares_round_structures_embedded_by_themselves(tmp_path: Pat
     write_image(tmp_path, "p2.png", boxes | {1: np.s_[30:80, 20:44]}, 1)
     update_regions(config)
     (cases,) = cases_of(config)
-    with pytest.raises(ConfigError, match="1 of 6 crops are not in the store"):
-        _ = cases.units
+    for _ in range(2):  # the second head is not told of whole images in their place
+        with pytest.raises(ConfigError, match="1 of 6 crops are not in the store"):
+            _ = cases.units
+        with pytest.raises(ConfigError, match="1 of 6 crops are not in the store"):
+            _ = cases.keys
 
 
 @pytest.mark.parametrize(

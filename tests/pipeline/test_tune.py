@@ -20,7 +20,7 @@ from pipeline.backbones.load import load_backbone
 from pipeline.backbones.weights import BACKBONES, locate
 from pipeline.config.loading import load_config
 from pipeline.config.root import Config
-from pipeline.config.tuning import BitFit, FineTune, Lora, LoraTarget, NormTune, Tuning
+from pipeline.config.tuning import BitFit, FineTune, FrozenTune, Lora, LoraTarget, NormTune, Tuning
 from pipeline.evaluate import evaluate
 from pipeline.evaluation.questions import cases_of
 from pipeline.evaluation.result_files import read_predictions
@@ -59,6 +59,7 @@ EACH = {
     "lora": Lora(**QUICK, rank=4),
     "bitfit": BitFit(**QUICK),
     "norm": NormTune(**QUICK),
+    "frozen": FrozenTune(**QUICK),
 }
 
 
@@ -93,6 +94,7 @@ def write_collection(folder: Path, patients: int = 24) -> Path:
         "lora": {**block, "rank": 4},
         "bitfit": block,
         "norm": block,
+        "frozen": block,
     }
     config["backbone"]["name"] = f"hf:{folder / 'network'}"
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
@@ -145,6 +147,7 @@ INTENDED: dict[str, tuple[set[str], set[str]]] = {
     ),
     "bitfit": (BIASES, {"layernorm.bias", "embeddings.patch_embeddings.projection.bias"}),
     "norm": (NORMS, FINAL),
+    "frozen": (set(), set()),
 }  # fmt: skip
 
 

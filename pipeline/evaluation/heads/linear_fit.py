@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.annotations.units import Prediction, Units
+from pipeline.config.feature_sets import made_of
 from pipeline.evaluation.heads.contract import (
     FitInput,
     Floats,
@@ -148,12 +149,12 @@ def grid_of(settings: LinearSettings, width: int) -> list[GridPlace]:
 
     width: of all features, which are as wide as their tokens are many.
     """
-    most = 4 if "cls4" in settings.features else 1
-    with_mean = "mean" in settings.features
-    d = width // (most + with_mean)
+    made = made_of(settings.features)
+    most = made.blocks
+    d = width // made.tokens
     places = []
     for blocks in sorted({1, most}):
-        for avgpool in sorted({False, with_mean}):
+        for avgpool in sorted({False, made.mean}):
             # The last blocks stand right before the mean token: what is taken is one slice.
             start = (most - blocks) * d
             columns = slice(start, (most + avgpool) * d)

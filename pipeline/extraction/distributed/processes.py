@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from pipeline.extraction.distributed.tasks import (
 )
 from pipeline.extraction.embed import BadLimit, Progress
 from pipeline.inference.speed import Speed, cores
+from pipeline.inference.telemetry import processes_a_card
 from pipeline.shared.interruption import end_in_order
 from stores import FeatureStore, PartRange
 
@@ -41,6 +42,10 @@ log = logging.getLogger(__name__)
 Messages = queue.SimpleQueue[dict[str, Any] | None]
 
 _CHILD = "from pipeline.extraction.distributed.processes import child; child()"
+# Where a card is there, one process alone embeds the first parts, one of so many, and at most so
+# many: what that takes tells how many are to share it. Few parts are not worth another process.
+_MEASURED_OF = 32
+_MEASURED = 8
 # How long a process is given to end the batch at work, and give its parts back.
 _GRACE_S = 30.0
 
@@ -64,12 +69,33 @@ def embed_by_processes(
 
     Returns what was added meanwhile (by the receipts), and the parts that failed with why.
     """
-    works = _work_by_process(work, processes.count)
-    if len(works) == 1:
+    works: Sequence[Work] = _work_by_process(work, processes.count)
+    few = parts[: min(len(parts) // _MEASURED_OF, _MEASURED)]
+    is_measured = processes.count is None and few and _card_of(works[0])
+    if len(works) == 1 and not is_measured:
         return embed_locally(works[0], store, parts, progress, limit)
     limit.check()
     slices = live_slices(store)
     progress.plan(sum(slices[part.index] for part in parts))
+    progress = replace(progress, plan=Progress.plan)  # the runs below do some of it each
+    if not is_measured:
+        return _embed_beside(works, store, parts, progress, limit)
+    measured = embed_locally(works[0], store, few, progress, limit)
+    works = _sharing_cards(works, measured.embedded.seconds)
+    rest = parts[len(few) :]
+    if len(works) == 1:
+        return measured.then(embed_locally(works[0], store, rest, progress, limit))
+    return measured.then(_embed_beside(works, store, rest, progress, limit))
+
+
+def _embed_beside(
+    works: Sequence[Work],
+    store: FeatureStore,
+    parts: Sequence[PartRange],
+    progress: Progress,
+    limit: BadLimit,
+) -> EmbedResult:
+    """Embed the parts by so many processes; what those leave undone, this one does."""
     failed: dict[int, str] = {}
     bottleneck = ""
     with _running(works) as messages:
@@ -86,6 +112,39 @@ def embed_by_processes(
     if left:
         result = result.then(embed_locally(works[0], store, left, progress, limit))
     return result
+
+
+def _card_of(work: Work) -> str | None:
+    """Return the NVIDIA card that a process would take; None where it would take another device."""
+    from pipeline.shared.devices import pick_device
+
+    device = pick_device(work.speed.device)
+    return device if device.startswith("cuda") else None
+
+
+def _sharing_cards(works: Sequence[Work], seconds: Mapping[str, float]) -> Sequence[Work]:
+    """Return the work of each process where as many share each card as keep it busy.
+
+    works: one a card; seconds: what the first of them alone came to, with its card and readers.
+    """
+    from pipeline.shared.devices import room_on_card
+
+    first = works[0]
+    workers = first.speed.workers or max(1, cores() - 1)
+    wanted = processes_a_card(seconds, workers)
+    card = _card_of(first)
+    if wanted == 1 or card is None:
+        return works
+    a_card = max(1, min(wanted, room_on_card(card)))
+    log.info(
+        "One process computed for %.0f %% of the time, its card for %.0f %%: %d share a card.",
+        *(100 * seconds.get(of, 0.0) / seconds["all"] for of in ("processor", "forward")),
+        a_card,
+    )
+    cards = ",".join(filter(None, map(_card_of, works)))
+    # The readers of one are those of all: `workers` was of a process that has a card to itself.
+    speed = replace(first.speed, device=cards, workers=max(1, workers // a_card))
+    return _work_by_process(replace(first, speed=speed), a_card * len(works))
 
 
 def _work_by_process(work: Work, count: int | None) -> list[Work]:

@@ -21,7 +21,15 @@ def blocks(config: Config) -> dict[str, Any]:
 
 def test_a_preset_is_the_same_as_its_settings_given_one_by_one() -> None:
     given: dict[str, Any] = {**BASE, **PRESETS["paper"]}
-    named = {**BASE, "preset": "paper", "finetune": {}, "lora": {}, "bitfit": {}, "norm": {}}
+    named = {
+        **BASE,
+        "preset": "paper",
+        "finetune": {},
+        "lora": {},
+        "bitfit": {},
+        "norm": {},
+        "frozen": {},
+    }
     assert blocks(Config.model_validate(named)) == blocks(Config.model_validate(given))
     assert blocks(Config.model_validate(named)) != blocks(Config.model_validate(BASE))
 

@@ -20,12 +20,15 @@ from pipeline.config.loading import load_config
 from pipeline.config.root import Config
 from pipeline.datasets.describing import describe
 from pipeline.datasets.known import DATASETS
+from pipeline.datasets.lidc import nodules_of, outlines_of
 from pipeline.datasets.medmnist import WITH_COPIES
 from pipeline.datasets.systematic import systematic_parts
 from pipeline.evaluate import evaluate
 from pipeline.extract import extract
 from pipeline.extraction.embed import Speed
+from pipeline.io.decode import read_headers
 from pipeline.segment import segment
+from pipeline.segmentation.regions import update_regions
 from stores.errors import ConfigError
 from tests.pipeline import layouts
 from tests.pipeline.models import write_tiny_folder
@@ -52,6 +55,7 @@ def ready(out: Path, network: Path) -> Config:
     (out / "config.yaml").write_text(yaml.safe_dump(text))
     config = load_config(out / "config.yaml")
     assert extract(config, Speed(device="cpu", workers=0)).clean
+    update_regions(config)
     return config
 
 
@@ -74,6 +78,7 @@ WRITTEN: dict[str, tuple[Callable[[Path], None], int, int, int, dict[str, int]]]
     "kits23": (layouts.kits23, 24, 6, 6, {}),
     "totalsegmentator": (layouts.totalsegmentator, 28, 7, 7, {"train": 4, "val": 1, "test": 2}),
     "brats": (layouts.brats, 100, 24, 24, {}),
+    "lidc": (layouts.lidc, 79, 24, 0, {}),
     "luna25": (layouts.luna25, 48, 24, 0, {}),
     "medmnist": (
         lambda root: layouts.medmnist(root / "pneumoniamnist.npz"),
@@ -123,6 +128,47 @@ def test_a_folder_as_downloaded_is_described_extracted_and_answered(
     from stores import FeatureStore
 
     assert int((FeatureStore.open(config.store).status() == 1).sum()) == slices
+
+
+def test_lidcs_readers_are_joined_and_their_boxes_lie_in_the_patient(tmp_path: Path) -> None:
+    root = tmp_path / "LIDC-IDRI"
+    layouts.lidc(tmp_path, patients=2)
+    described = describe("lidc", tmp_path, tmp_path / "out")
+    assert [(count.what, count.got) for count in described.counts] == [
+        ("scans", 3),
+        ("patients", 3),
+        ("nodules of 3 mm or more", 4),
+    ]
+    benign, _, malignant, _ = rows_of(tmp_path / "out/labels.csv")
+    assert benign == {
+        "path": "LIDC-IDRI-0001/01-01-2000-30178/3000566-03192",
+        "patient": "LIDC-IDRI-0001",
+        "nodule": "nodule 1",
+        "malignant": "0",
+        "malignancy": "1",
+        "readers": "1",
+    }
+    assert (malignant["malignant"], malignant["readers"]) == ("1", "2")
+    box, *_ = rows_of(tmp_path / "out/boxes.csv")
+    # Of a disc of radius 3 about pixel (10, 12), of 0.7 by 0.8 mm, in slices 2 and 3.
+    ends = [float(box[name]) for name in ("x0", "x1", "y0", "y1", "z0", "z1")]
+    wanted = [-150 + 0.7 * 6.5, -150 + 0.7 * 13.5, -140 + 0.8 * 8.5, -140 + 0.8 * 15.5]
+    assert ends == pytest.approx([*wanted, -95.2, -92.3])
+    (header,) = read_headers(root / malignant["path"] / "1-001.dcm")
+    # Three read one nodule, a fourth another that lies away from it; the median rating decides.
+    near = [((10, 12), 3, 2), ((11, 12), 4, 3), ((10, 13), 3, 5)]
+    layouts.lidc_reading(tmp_path / "a.xml", "1.2", [[one] for one in (*near, ((30, 28), 2, 4))])
+    first, second = nodules_of(outlines_of(tmp_path / "a.xml", header))
+    assert [outline.malignancy for outline in first] == [2, 3, 5]
+    assert [outline.malignancy for outline in second] == [4]
+
+
+def test_lidc_without_its_readings_says_where_they_come_from(tmp_path: Path) -> None:
+    layouts.lidc(tmp_path, patients=1)
+    for file in tmp_path.rglob("*.xml"):
+        file.unlink()
+    with pytest.raises(ConfigError, match=r"0 readings and 2 CT scans.*LIDC-XML-only\.zip"):
+        describe("lidc", tmp_path, tmp_path / "out")
 
 
 def test_montgomerys_two_masks_become_one(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from pipeline.api import data
 from pipeline.cli import app
 from pipeline.config.tasks import Task
+from pipeline.config.tuning import Lora
 from pipeline.evaluate import evaluate
 from pipeline.evaluation.covariates import Covariate, Covariates, tells_all
 from pipeline.evaluation.heads.linear import LinearSettings
@@ -229,6 +230,8 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path) -> None:
         ask(root, "cls+columns", task={"columns": ["ward"]})
     with pytest.raises(ValueError, match="of which columns are none"):
         LinearSettings(features="cls+columns")
+    with pytest.raises(ValueError, match=r"tuned on images.*Got features 'cls\+columns'; leave"):
+        Lora.model_validate({"features": "cls+columns"})
     config = config_of(root, tasks={"t": {"labels": ["sick"], "columns": ["age"]}})
     with pytest.raises(ConfigError, match="stand in no array"):
         data(config, "t", "cls+columns")

@@ -128,6 +128,7 @@ ASKED: dict[str, Any] = {
     "lora": {"protocol": "paper"},
     "bitfit": {"start": "probe"},
     "norm": {},
+    "frozen": {},
 }
 KEYS = {
     "knn": "3a36399a9df597bb",
@@ -145,6 +146,7 @@ KEYS = {
     "lora": "fe9a46c8c5b98176",
     "bitfit": "687d2f34a0b58a31",
     "norm": "9d8713ff9076f100",
+    "frozen": "3f674e72c2bbd9b1",
 }
 PAPER = "6cdf62a8448f603e"
 

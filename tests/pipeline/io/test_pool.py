@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from pipeline.io.idle import IDLE
-from pipeline.io.pool import WorkerPool
+from pipeline.io.pool import Result, WorkerPool
 from pipeline.io.process import FileTask
 from pipeline.io.reader import read_files
 from pipeline.io.types import Request
@@ -41,6 +41,7 @@ def none_idle() -> None:
 def no_slots(monkeypatch) -> None:
     """No room for pixels in shared memory: all of them come by the socket."""
     monkeypatch.setattr("pipeline.io.pool._SLOT_BYTES", 2**10)
+    monkeypatch.setattr("pipeline.io.pool._LEAST_SLOT_BYTES", 2**10)
 
 
 @pytest.fixture
@@ -111,9 +112,14 @@ class WatchedPool(WorkerPool):
         self.listens = threading.Event()
         super().__init__(*args)
 
-    def _listen(self) -> None:
+    def _listen(self) -> int:
         self.listens.set()
-        super()._listen()
+        return super()._listen()
+
+    def next_within(self, seconds: float) -> Result:
+        if not self.in_hand:
+            self.in_hand += self.results.get(timeout=seconds)
+        return self.in_hand.popleft()
 
 
 def test_a_file_that_crashes_its_worker_is_one_failed_file(mixed):
@@ -189,7 +195,7 @@ def test_the_end_of_a_file_wakes_readers_that_wait_for_room(tmp_path, monkeypatc
     try:
         for name in ("short.png", "slow.nii.gz", "long.npy"):
             pool.submit(FileTask(name, tuple(range(8)) if name == "long.npy" else (0,)))
-        came = [pool.results.get(timeout=30)]
+        came = [pool.next_within(30)]
         while pool.bytes_waiting < 2**20:
             pool.listens.clear()
             assert pool.listens.wait(30)
@@ -197,7 +203,7 @@ def test_the_end_of_a_file_wakes_readers_that_wait_for_room(tmp_path, monkeypatc
             pool.listens.clear()
             pool.release(came[-1])
             pool.listens.wait(0.2)  # with one more in the queue; where it was not woken, it waits
-            came.append(pool.results.get(timeout=10))
+            came.append(pool.next_within(10))
         assert [task.path for task in came if isinstance(task, FileTask)] == [
             "short.png",
             "slow.nii.gz",

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import queue
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +13,21 @@ import pytest
 import yaml
 
 from pipeline.config.loading import load_config
-from pipeline.extraction.distributed.tasks import EmbedResult, Work, WorkerOutcome, embed_parts
-from pipeline.extraction.embed import Embedded, Progress, Speed
+from pipeline.extraction.distributed import processes
+from pipeline.extraction.distributed.processes import Processes, embed_by_processes
+from pipeline.extraction.distributed.tasks import (
+    EmbedResult,
+    Work,
+    WorkerOutcome,
+    embed_locally,
+    embed_parts,
+)
+from pipeline.extraction.embed import BadLimit, Embedded, Progress, Speed
 from pipeline.extraction.recipes import make_recipe, open_store
 from pipeline.extraction.sync import update_tables
 from pipeline.extraction.withdrawal import find_patient
+from pipeline.inference.speed import cores
+from pipeline.inference.telemetry import processes_a_card
 from stores import FeatureStore
 from stores.purge import purge, withdraw
 from stores.receipt import Link
@@ -89,3 +103,69 @@ def test_results_of_two_runs_add_up_and_the_later_one_knows_who_is_at_the_rest()
     assert both.embedded == Embedded(5, 1, [], {"all": 2.0, "load": 1.0}, "reading")
     assert both.failed == {2: "no", 5: "neither"}
     assert EmbedResult().then(first) == first.then(EmbedResult(Embedded(elsewhere=["part 4: a:1"])))
+
+
+# --- several processes a card ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seconds", "workers", "count"),
+    [
+        ({"processor": 95.0, "forward": 30.0, "read": 300.0}, 15, 3),
+        ({"processor": 95.0, "forward": 45.0, "read": 300.0}, 15, 2),
+        ({"processor": 95.0, "forward": 10.0, "read": 100.0}, 15, 4),  # no more than that
+        ({"processor": 95.0, "forward": 10.0, "read": 1000.0}, 15, 2),  # or readers would bind
+        ({"processor": 95.0, "forward": 95.0, "read": 300.0}, 15, 1),  # the card is busy
+        ({"processor": 40.0, "forward": 30.0, "read": 1490.0}, 15, 1),  # readers bind
+        ({"processor": 95.0, "forward": 30.0, "read": 300.0, "stall": 40.0}, 15, 1),  # the disk
+        ({"processor": 95.0, "forward": 30.0, "read": 300.0, "load": 50.0}, 15, 2),
+        ({}, 15, 1),
+    ],
+    ids=str,
+)
+def test_as_many_processes_share_a_card_as_keep_it_busy(
+    seconds: dict[str, float], workers: int, count: int
+) -> None:
+    assert processes_a_card({"all": 100.0, **seconds}, workers) == count
+
+
+def test_what_the_first_parts_take_tells_how_many_processes_share_a_card(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device is the processor, called a card; the processes are runs in this one."""
+    store = FeatureStore.open(work.store)
+    before: list[int] = []
+    works: list[Work] = []
+
+    @contextlib.contextmanager
+    def running(wanted: Sequence[Work]) -> Iterator[processes.Messages]:
+        before.extend(part.index for part in store.missing())
+        works.extend(wanted)
+        limit = BadLimit(seen=1, fraction=1.0)
+        for each in wanted:
+            embed_locally(each, store, store.missing()[:1], Progress(), limit)
+        messages: processes.Messages = queue.SimpleQueue()
+        messages.put(None)
+        yield messages
+
+    monkeypatch.setattr(processes, "_MEASURED_OF", 4)
+    monkeypatch.setattr(processes, "_card_of", lambda work: "cpu")
+    monkeypatch.setattr(processes, "processes_a_card", lambda seconds, workers: 3)
+    monkeypatch.setattr("pipeline.shared.devices.room_on_card", lambda card: 2)
+    monkeypatch.setattr(processes, "_running", running)
+    planned: list[int] = []
+    result = embed_by_processes(
+        Processes(),
+        replace(work, speed=replace(work.speed, workers=None)),
+        store,
+        store.missing(),
+        Progress(plan=planned.append),
+        BadLimit(seen=16, fraction=1.0),
+    )
+    assert before == [1, 2, 3]
+    assert [each.speed.device for each in works] == ["cpu", "cpu"]
+    assert {each.speed.workers for each in works} == {max(1, max(1, cores() - 1) // 2)}
+    assert planned == [16]
+    # The part that both left undone, this process did.
+    assert (result.embedded.rows, result.embedded.linked) == (12, 4)
+    assert not store.missing()
