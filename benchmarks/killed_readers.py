@@ -89,6 +89,8 @@ def disturbed(
                 if pids := children():  # none where all that were left have just died
                     os.kill(int(rng.choice(pids)), signal.SIGKILL)
                     counts["kills"] += 1
+                    if counts["kills"] % 25 == 0:
+                        print(f"{counts['kills']} kills, {number} pictures", flush=True)
             counts["pictures"] += 1
             counts[what_came(read, expected[number % len(expected)])] += 1
             if isinstance(read.item, Slice):

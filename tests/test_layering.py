@@ -241,6 +241,20 @@ def test_segmentation_can_reach_no_network() -> None:
     assert not {entry(module) for module in reached(starts)} & {"backbones", "inference"}
 
 
+def test_no_cached_value_is_made_of_one_of_the_same_name() -> None:
+    """`super().x` within a cached `x` files its own value, which stays where the rest fails."""
+    within = [
+        f"{path}:{node.lineno}"
+        for path in [*Path("pipeline").rglob("*.py"), *Path("stores").rglob("*.py")]
+        for method in ast.walk(tree_of(path))
+        if isinstance(method, ast.FunctionDef)
+        and any("cached_property" in ast.unparse(each) for each in method.decorator_list)
+        for node in ast.walk(method)
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == f"super().{method.name}"
+    ]
+    assert within == []
+
+
 @pytest.mark.parametrize("library", sorted(HOMES))
 def test_a_heavy_library_has_one_home(library: str) -> None:
     users = {
