@@ -33,13 +33,12 @@ WORK = REPOSITORY / "real"
 def write_dataset(root: Path, folder: Path) -> None:
     """Write labels and config of the X-rays where configs/real.yaml looks for them."""
     folder.mkdir(exist_ok=True)
-    left_out = {f"images/cxr_{i:03}.jpg" for i in COPIES}
-    write_labels(root, folder / "labels.csv", left_out)
+    write_labels(root, folder / "labels.csv", COPIES)
     content = {
         "data": {
             "root": str(root),
             "include": ["images/**"],
-            "exclude": sorted(left_out),
+            "exclude": sorted(COPIES),
             "modality": {"**": "DX"},
         },
         "labels": {"file": "labels.csv", "patient": "patient", "headers": "ignore"},

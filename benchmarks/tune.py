@@ -50,7 +50,8 @@ from pipeline.tune import tune
 from pipeline.tuning.network import TunableNetwork, make_trainable, parameter_groups
 
 RADPROBE = [sys.executable, "-c", "from pipeline.cli import main; main()"]
-COPIES = (5, 7, 21, 24, 171, 172, 173, 174)
+# Images that are there twice under other patients' ids.
+COPIES = frozenset(f"images/cxr_{i:03}.jpg" for i in (5, 7, 21, 24, 171, 172, 173, 174))
 SETTINGS: dict[str, type[Tuning]] = {"finetune": FineTune, "lora": Lora}
 
 
@@ -205,12 +206,11 @@ def write_config(root: Path, work: Path, args: argparse.Namespace) -> Path:
     """Write labels and config; return the config."""
     with (root / "labels.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    left_out = {f"images/cxr_{i:03}.jpg" for i in COPIES}
     with (work / "labels.csv").open("w", newline="") as file:
         kept = [
             [row["image"], row["patient_id"], "covid" if row["label"] == "covid" else "rest"]
             for row in rows
-            if row["image"] not in left_out
+            if row["image"] not in COPIES
         ]
         some = _few(kept, args.patients)
         csv.writer(file).writerows([["path", "patient", "covid"], *some])

@@ -16,6 +16,7 @@ import csv
 import os
 import tempfile
 import time
+from collections.abc import Set
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def config_of(root: Path, work: Path, weights: str) -> Config:
     )
 
 
-def write_labels(root: Path, path: Path, left_out: set[str]) -> None:
+def write_labels(root: Path, path: Path, left_out: Set[str]) -> None:
     """Write the labels of all images but those left out."""
     with (root / "labels.csv").open(newline="") as file, path.open("w", newline="") as into:
         out = csv.writer(into)

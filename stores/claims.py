@@ -60,6 +60,7 @@ class Claim:
     def release(self) -> None:
         """Give the part back: the newest claim goes last, so that no older one revives."""
         stem, number = _split(self.path)
+        # Higher ones are of who took the part over: theirs to give back.
         for path in _claims(self.path.parent, stem):
             if _split(path)[1] <= number:
                 with contextlib.suppress(IsADirectoryError):  # no claim

@@ -265,8 +265,10 @@ def aside(out: Path, written: list[Path]) -> Iterator[Path]:
         with writing(out):
             out.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
+            # The bytes before the name: a file that stands after a crash is whole.
             sync(temporary)
             temporary.replace(out)
+            # Only what has its name can be taken back, should a patient be withdrawn meanwhile.
             written.append(out)
     finally:
         temporary.unlink(missing_ok=True)

@@ -129,6 +129,8 @@ def purge_all(store: FeatureStore, *patients: str, rows: Rows = NO_ROWS) -> Purg
     _check_named(patients)
     slices = store.slices()
     theirs = row_numbers(slices.filter(_of(slices, patients, rows)))
+    # The numbers first, while the table still says which rows are the patient's: a purge that is
+    # cut here finds them again.
     void_parts(store, theirs)
     # What writers that are dead left of parts: it holds numbers too.
     swept = len(store.sweep())
@@ -137,6 +139,7 @@ def purge_all(store: FeatureStore, *patients: str, rows: Rows = NO_ROWS) -> Purg
     if swept:
         removed["temporary files"] = swept
     _blank(store, theirs, patients)
+    # Behind the table: of rows that a label file alone gives to the patient, nothing else says so.
     drop_notes(store, patients, theirs)
     return Purged(len(theirs), removed, out_of_reach(store))
 

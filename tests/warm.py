@@ -1,9 +1,10 @@
 """Python processes without the seconds that their imports take: forked from one that has them.
 
-`python -m tests.warm SOCKET OWNER READY` is that one: it imports what a command would, and forks a
-process for each connection, which becomes what `python -c CODE ARGUMENTS` would be: it has its own
-environment, working directory, streams and end, and whoever kills it kills it. A run of the tests
-has one, whichever of its processes asks; it ends when their owner does, the process that was first.
+`python -m tests.warm SOCKET OWNER READY LIBRARIES...` is that one: it imports what a command would,
+and forks a process for each connection, which becomes what `python -c CODE ARGUMENTS` would be: it
+has its own environment, working directory, streams and end, and whoever kills it kills it. A run of
+the tests has one, whichever of its processes asks; it ends when their owner does, the process that
+was first. The workers of pytest-xdist are forked from it too: then it imports what tests need.
 """
 
 from __future__ import annotations
@@ -48,6 +49,28 @@ LIBRARIES = (
     "typer",
     "yaml",
     "zarr",
+)
+# What tests import beside: of use where workers are forked, and half as long again to wait for.
+OF_TESTS = (
+    *LIBRARIES,
+    "execnet",
+    "faiss",
+    "fsspec",
+    "h5py",
+    "highdicom",
+    "hypothesis",
+    "lifelines",
+    "matplotlib.figure",
+    "monai.losses",
+    "nibabel",
+    "openpyxl",
+    "peft",
+    "PIL.Image",
+    "pytest",
+    "scipy.ndimage",
+    "sklearn.metrics",
+    "SimpleITK",
+    "transformers.modeling_utils",
 )
 _REQUEST_BYTES = 2**18
 # Where it listens, by the number of its owner.
@@ -140,8 +163,11 @@ def share() -> None:
     os.environ.setdefault(_PLACE, f"{tempfile.gettempdir()}/radprobe-warm-{os.getpid()}")
 
 
-def connect() -> socket.socket:
-    """Return a connection to the process that forks, which is started the first time."""
+def connect(libraries: Sequence[str] = LIBRARIES) -> socket.socket:
+    """Return a connection to the process that forks.
+
+    libraries: what it imports, if it is started by this.
+    """
     share()
     place = os.environ[_PLACE]
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -150,7 +176,7 @@ def connect() -> socket.socket:
         try:
             connection.connect(place)
         except (FileNotFoundError, ConnectionRefusedError):
-            _start(place)
+            _start(place, libraries)
             connection.connect(place)
     return connection
 
@@ -188,12 +214,12 @@ def interpreter() -> str:
     return str(path)
 
 
-def _start(place: str) -> None:
+def _start(place: str, libraries: Sequence[str]) -> None:
     """Start the process that forks, and wait until it has what it forks with."""
     owner = place.rpartition("-")[2]
     ready, theirs = os.pipe()
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.warm", place, owner, str(theirs)],
+        [sys.executable, "-m", "tests.warm", place, owner, str(theirs), *libraries],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         # Not the streams of who asks first: whoever reads them waits for all that write to them.
@@ -269,7 +295,9 @@ def main() -> None:
     """Import, serve, and become what was asked for."""
     place = sys.argv[1]
     owner = os.pidfd_open(int(sys.argv[2]))
-    for name in LIBRARIES:
+    # Ignored where a shell has the tests in its background: what is forked hears of it even so.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name in sys.argv[4:]:
         importlib.import_module(name)
     gc.freeze()  # what is here stays: no process forked from this one need look through it
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:

@@ -106,6 +106,11 @@ class Cases:
     @cached_property
     def units(self) -> Units:
         """The labels of the task, joined to the store's slices, in the order of their files."""
+        return self._join_units()
+
+    def _join_units(self) -> Units:
+        # A method, for `super` to be asked: a cached property of `super` that is asked from one of
+        # the same name leaves its own value on file, where what is made of it ends in an error.
         units = label_units(
             self.table,
             self.task,
@@ -278,6 +283,9 @@ class Cases:
     @cached_property
     def keys(self) -> Texts:
         """(n,) the first file of each unit: what is drawn by it is the same in every store."""
+        return self._name_units()
+
+    def _name_units(self) -> Texts:
         return keys_of_units(self.units, self._slices)
 
     def _split_column(self) -> Texts | None:

@@ -43,6 +43,9 @@ from pipeline.shared.pseudonyms import Names
 from stores.errors import ConfigError, StoreNotFoundError
 from stores.features import OK, FeatureStore
 
+# Raised whenever crops are seen otherwise: older answers are then not found. Some of the first had
+# seen whole images where crops were not there.
+CROPS_CONTRACT = 2
 # What answers call the features of each pool.
 _FEATURES: dict[str, RegionFeatures] = {
     "mean": "region-mean",
@@ -111,8 +114,9 @@ class RegionCases(Cases):
                 digest.update(json.dumps(piece).encode())
         content = {"regions": digest.hexdigest()}
         if self.choice.crops is not None:
+            content["crops"] = str(CROPS_CONTRACT)
             with contextlib.suppress(StoreNotFoundError):
-                content["crops"] = FeatureStore.open(self.choice.crops).fingerprint()
+                content["crops"] += f":{FeatureStore.open(self.choice.crops).fingerprint()}"
         return content
 
     # --- units ---------------------------------------------------------------------------
@@ -123,10 +127,9 @@ class RegionCases(Cases):
         slices = self._names.revealed(self.store.slices())
         return slices_of_regions(slices, self.regions, self.structures)
 
-    @cached_property
-    def units(self) -> Units:
-        """The labels of the task, joined to the regions, in the order of their files."""
-        units = super().units
+    def _join_units(self) -> Units:
+        """Return the labels of the task, joined to the regions, in the order of their files."""
+        units = super()._join_units()
         slices = self.store.slices(["row", "series"])
         has_features = self.store.status()[slices["row"].to_numpy()] == OK
         seen = slices.filter(pa.array(has_features))
@@ -156,12 +159,11 @@ class RegionCases(Cases):
             seen=None,
         )
 
-    @cached_property
-    def keys(self) -> Texts:
-        """(n,) the first file of each region's, and which region of that it is."""
+    def _name_units(self) -> Texts:
+        """Return (n,) the first file of each region's, and which region of that it is."""
         _, first = np.unique(self.units.unit, return_index=True)
         wholes = self._of_pieces(WHOLE)[first].tolist()
-        each = zip(super().keys.tolist(), self.units.ids.tolist(), wholes, strict=True)
+        each = zip(super()._name_units().tolist(), self.units.ids.tolist(), wholes, strict=True)
         return np.array([f"{key}\0{name.removeprefix(whole)}" for key, name, whole in each])
 
     @property

@@ -17,7 +17,7 @@ from pydicom.uid import generate_uid
 
 from pipeline.fitted.record import ModelRecord
 from pipeline.report.wording import RANDOM
-from pipeline.segmentation.dicom_writer import complete
+from pipeline.segmentation.dicom_writer import complete, new_series
 from pipeline.shared.versions import version_of
 
 # Of names that are the user's own: DICOM keeps schemes that begin with 99 for private codes.
@@ -59,14 +59,7 @@ def report_of(
     return hd.sr.Comprehensive3DSR(
         evidence=list(images),
         content=content[0],
-        series_instance_uid=generate_uid(),
-        series_number=1000,
-        sop_instance_uid=generate_uid(),
-        instance_number=1,
-        manufacturer="radprobe",
-        manufacturer_model_name="radprobe",
-        software_versions=version_of("radprobe"),
-        device_serial_number="0",
+        **new_series(),
         is_complete=True,
         is_verified=False,  # nobody has looked at it
     )

@@ -95,6 +95,7 @@ def write_model(path: Path, record: R, files: Mapping[str, bytes | Path]) -> R:
             for name, content in files.items():
                 _write(aside / name, content)
                 digests[name] = file_sha256(aside / name)
+            # Last, since it vouches for all others: without a record, a folder is no model.
             record = record.model_copy(update={"files": digests})
             write_new(aside / RECORD, seal(record.model_dump(mode="json")))
             sync_folder(aside)

@@ -125,16 +125,23 @@ def segmentation(
         np.stack(stored),
         hd.seg.SegmentationTypeValues.BINARY,
         _segments(classes),
-        series_instance_uid=generate_uid(),
-        series_number=1000,
-        sop_instance_uid=generate_uid(),
-        instance_number=1,
-        manufacturer="radprobe",
-        manufacturer_model_name="radprobe",
-        software_versions=version_of("radprobe"),
-        device_serial_number="0",
+        **new_series(),
         omit_empty_frames=False,
     )
+
+
+def new_series() -> dict[str, Any]:
+    """Return, as highdicom names it, the series of a new instance and who made it."""
+    return {
+        "series_instance_uid": generate_uid(),
+        "series_number": 1000,
+        "sop_instance_uid": generate_uid(),
+        "instance_number": 1,
+        "manufacturer": "radprobe",
+        "manufacturer_model_name": "radprobe",
+        "software_versions": version_of("radprobe"),
+        "device_serial_number": "0",
+    }
 
 
 def complete(dataset: Dataset) -> None:

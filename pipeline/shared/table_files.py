@@ -42,6 +42,7 @@ def table_writer(path: Path, schema: pa.Schema) -> Iterator[Write]:
             path.parent.mkdir(parents=True, exist_ok=True)
             with writers[path.suffix.lower()](temporary, schema) as write:
                 yield write
+            # The bytes before the name: a table that stands after a crash is whole.
             sync(temporary)
             temporary.replace(path)
     finally:

@@ -23,7 +23,7 @@ def table(monkeypatch: pytest.MonkeyPatch) -> pa.Table:
 def test_rows_between_two_are_those_of_the_table(table: pa.Table) -> None:
     file = TableFile(table_bytes(table))
     rows = table["row"].to_numpy()
-    for start in range(-1, 62):
+    for start in range(-1, 62, 3):  # of every place within a group of four rows
         for stop in range(start, 63):
             paths = []
             for piece in file.between(start, stop, ["row", "path"]):

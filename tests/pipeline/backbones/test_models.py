@@ -131,16 +131,26 @@ def test_every_family_is_declared_once_and_can_be_in_a_recipe() -> None:
     assert MADE.keys() == FAMILIES.keys() - elsewhere
 
 
-@pytest.mark.parametrize("name", sorted(FAMILIES))
-def test_asking_for_a_family_imports_that_alone_and_no_torch(name: str) -> None:
+def test_asking_for_a_family_imports_that_alone_and_no_torch() -> None:
+    """One process asks for each in turn, and forgets what that has brought of ours."""
     code = (
-        "import sys, pipeline.backbones.families as f; before = {*sys.modules}; "
-        f"f.family_of({name!r}); new = {{*sys.modules}} - before; "
-        "print(*sorted(m for m in new if m.startswith('pipeline')), 'torch' in sys.modules)"
+        "import json, sys, pipeline.backbones.families as f\n"
+        "before, brought = {*sys.modules}, {}\n"
+        "for name in f.FAMILIES:\n"
+        "    f.family_of(name)\n"
+        "    new = {m for m in {*sys.modules} - before if m.startswith('pipeline')}\n"
+        "    brought[name] = sorted(new), 'torch' in sys.modules\n"
+        "    for module in new:\n"
+        "        del sys.modules[module]\n"
+        "print(json.dumps(brought))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    needed = ["pipeline.backbones.families.volume"] if name in VOLUME_FAMILIES else []
-    assert done.stdout.split() == [*sorted([FAMILIES[name], *needed]), "False"]
+    brought = json.loads(done.stdout)
+    assert brought.keys() == FAMILIES.keys()
+    for name, (modules, with_torch) in brought.items():
+        needed = ["pipeline.backbones.families.volume"] if name in VOLUME_FAMILIES else []
+        assert modules == sorted([FAMILIES[name], *needed])
+        assert not with_torch
 
 
 # --- their features ------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ def test_one_question_has_one_answer_however_it_is_spelt(root: Path) -> None:
     for yes, no in spellings:
         write_labels(root, sick, yes, no)
         positive = {"positive": "aye"} if yes == "aye" else {}
-        split = {"more": {"split": {"kind": "kfold", "folds": 4}}}
+        split = {"more": {"split": {"kind": "kfold", "folds": 3}}}
         answers.append(evaluate(config(root, **positive, **split), ["knn", "probe"]))
     for answer in answers:
         for first, same in zip(answers[0], answer, strict=True):

@@ -544,6 +544,7 @@ def test_two_devices_share_a_run_from_any_folder(
 ) -> None:
     monkeypatch.chdir(config.parent)
     monkeypatch.setattr("pipeline.extraction.distributed.processes._CHILD", WAITS)
+    monkeypatch.setattr("sys.executable", interpreter())
     settings = load_config(Path("config.yaml"))  # whose paths are relative then
     told: list[int] = []
     summary = extract(

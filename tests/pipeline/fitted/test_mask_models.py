@@ -191,7 +191,7 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
         ("ct", "near"),
         ("ct", "linear-bn"),
         ("png", "decoder"),
-        ("nii", "image-decoder"),
+        ("png", "image-decoder"),
         ("png", "unet"),
         ("png", "transunet"),
     ],

@@ -224,20 +224,20 @@ INFINITE = "place['frame'] = float('inf')"
     "deed", [BEYOND, ELSEWHERE, NEVER, ANOTHER, GARBAGE, SHAPE, DIGEST, NO_DIGEST, INFINITE]
 )
 def test_a_process_that_writes_what_it_may_not_costs_its_file_alone(tmp_path, monkeypatch, deed):
-    for k in range(9):
+    for k in range(6):
         phantoms.write_png(tmp_path / f"{k}.png", np.full((40, 40), k, np.uint8))
     script = tmp_path / "hostile.py"
     script.write_text(HOSTILE.format(which=4, deed=deed))
     _start_instead(monkeypatch, script)
-    requests = [Request(f"{k}.png", (0,)) for k in range(9)]
+    requests = [Request(f"{k}.png", (0,)) for k in range(6)]
     items = [read.item for read in read_files(tmp_path, requests, workers=1)]
     # Each process is hostile at its fourth file: the next one begins behind it.
     failed = [k for k, item in enumerate(items) if isinstance(item, Failure)]
-    assert failed == [3, 7]
+    assert failed == [3]
     for k in failed:
         assert items[k].reason == "corrupt"
         assert "its reading process sent" in items[k].detail
-    for k in set(range(9)) - set(failed):
+    for k in set(range(6)) - set(failed):
         assert (items[k].pixels == k).all()
 
 

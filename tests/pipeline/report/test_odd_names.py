@@ -28,6 +28,8 @@ ODD = [
     "../../up",
     "$",
 ]
+# Of these there is a figure more, whose names are drawn as all are.
+SUBGROUPS = ODD[:4]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
         column = name.replace("\n", " ")
         columns[column] = [f"{column}{'+' if each else '-'}" for each in sick]
         positive = f"{column}+"
-        tasks[name] = {"labels": [column], "subgroups": [column], "positive": positive}
+        tasks[name] = {"labels": [column], "positive": positive}
+        if name in SUBGROUPS:
+            tasks[name]["subgroups"] = [column]
     paths = [f"f{i}.png" for i in range(n)]
     write_csv(root / "labels.csv", path=paths, **columns)
     settings = {

@@ -420,8 +420,11 @@ def test_the_page_is_whole_and_tells_nobody(page: str, config: Path, written: Wr
     assert written.pictures == N
 
 
-def test_a_store_alone_has_no_pictures_and_says_why(config: Path, tmp_path: Path) -> None:
-    written = write_report([config.parent / "store"], tmp_path / "deep/page.html")
+def test_a_store_alone_has_no_pictures_and_says_why(tmp_path: Path) -> None:
+    slices = [{"patient": f"P{i // 2}", "height": 40, "width": 50} for i in range(20)]
+    cls = np.random.default_rng(0).standard_normal((20, 1, 8))
+    make_store(tmp_path / "store", cls, slices)
+    written = write_report([tmp_path / "store"], tmp_path / "deep/page.html")
     assert written.pictures == 0
     assert "a store does not know where its files are" in Reader(written.page.read_text()).text
 

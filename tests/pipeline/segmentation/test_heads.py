@@ -24,15 +24,14 @@ from pipeline.shared.steps import listening_to_steps
 from stores.errors import ConfigError, DeviceError
 from tests.pipeline.segmentation.planted import GRID, Planted
 
-RATES = (0.01, 0.1)
 # What each needs to learn the planted masks, as little as it takes.
 LEARNING: dict[str, dict[str, Any]] = {
     "linear": {"learning_rates": (0.1, 10.0), "epochs": 30},
     "linear-bn": {"learning_rates": (0.1, 1.0), "epochs": 20},
-    "decoder": {"learning_rates": RATES, "epochs": 8},
-    "image-decoder": {"learning_rates": RATES, "epochs": 5},
+    "decoder": {"learning_rates": (0.1,), "epochs": 8},
+    "image-decoder": {"learning_rates": (0.1,), "epochs": 4},
     "knn": {"k": (1, 5)},
-    "unet": {"learning_rates": RATES, "epochs": 8, "size": "small"},
+    "unet": {"learning_rates": (0.1,), "epochs": 8, "size": "small"},
     "transunet": {
         "learning_rates": (0.3,),
         "epochs": 20,

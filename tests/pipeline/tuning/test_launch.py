@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pipeline.extract import extract
 from pipeline.extraction.embed import Speed
 from pipeline.shared import devices
 from pipeline.tune import tune, tune_masks
+from pipeline.tuning import launch
 from pipeline.tuning.job import pick_devices
 from pipeline.tuning.options import TuningOptions
 from stores.errors import DeviceError
@@ -28,6 +30,16 @@ from tests.warm import WarmProcess
 
 NUMBER = {"light": {"labels": ["light"], "values": "number"}}
 BLOCK = {"epochs": 2, "batch": 8, "at_once": 4, "augment": "mild"}
+# The command line whose processes are forks of itself: it was forked with torch imported.
+FORKING = f"from pipeline.tuning import launch; launch._START = 'fork'; {COMMAND}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _server_of_forks() -> None:
+    """Start the server that the processes are forks of, with what each of them would import."""
+    libraries = ["monai.losses", "peft", "transformers.models.dinov2.modeling_dinov2"]
+    forkserver.set_forkserver_preload([launch.__name__, *libraries])
+    forkserver.ensure_running()
 
 
 @pytest.fixture
@@ -83,7 +95,7 @@ def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(collection: Pat
     altered = next(collection.parent.glob("altered-*.yaml"))
     (collection.parent / "images/00_0.png").write_bytes(b"")  # not to be read any more
     options = ["--processes", "2", "--device", "cpu", "--workers", "0", "--checkpoint-s", "0"]
-    process = WarmProcess(COMMAND, "tune", str(altered), *options, environment=environment())
+    process = WarmProcess(FORKING, "tune", str(altered), *options, environment=environment())
     state = config.store / "runs"
     until(lambda: list(state.glob("*/all/checkpoint.safetensors")))
     children = until(lambda: _training(process.pid))
@@ -105,12 +117,9 @@ def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(collection: Pat
 
 
 def _training(parent: int) -> list[int]:
-    """Return the processes that a process has started to train."""
-    found = []
-    for child in psutil.Process(parent).children():
-        if "forkserver" in " ".join(child.cmdline()):
-            found = [each.pid for each in child.children()]
-    return sorted(found) if len(found) == 2 else []
+    """Return the processes that a process has started to train, once they are both there."""
+    children = sorted(child.pid for child in psutil.Process(parent).children())
+    return children if len(children) == 2 else []
 
 
 def test_each_process_wants_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

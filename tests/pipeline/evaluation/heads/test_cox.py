@@ -99,7 +99,9 @@ def test_evaluate_asks_cox_of_survival_alone(tmp_path: Path, kind: str) -> None:
         "death": {**TASK, "positive": "dead", "subgroups": ["sex"]},
         "sex": {"labels": ["sex"]},
     }
-    config = config_of(root, tasks=tasks, split={"kind": kind, "folds": 3}, cox={"steps": 2})
+    few: dict[str, Any] = {"probe": {"steps": 2}, "fewshot": {"episodes": 5}}
+    split = {"kind": kind, "folds": 3}
+    config = config_of(root, tasks=tasks, split=split, cox={"steps": 2}, **few)
     answers = evaluate(config)
     assert [(each.task, each.method) for each in answers] == [
         ("death", "cox"), ("sex", "knn"), ("sex", "probe"), ("sex", "fewshot")

