@@ -62,8 +62,8 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 ifneq ($(GPU),0)
-	@# The two builds of FAISS share a folder: the one for processors goes before the other comes.
-	$(VENV)/bin/pip uninstall --quiet --yes faiss-cpu
+	@# The two builds of FAISS share a folder: both go, since either takes files of the other along.
+	$(VENV)/bin/pip uninstall --quiet --yes faiss-cpu faiss-gpu
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt faiss-gpu
 endif
 	@touch $@

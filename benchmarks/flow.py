@@ -8,10 +8,11 @@ which gives HU and digests besides; `whole` is all that `extract` does after its
 with a network that returns zeros: read, window, resize to 224, commit. The first table has slices
 and MB of files a second as the clock saw them, then processor seconds of all processes: those of a
 run over a few files, which is the start, and what each further slice costs. The second follows one
-slice through its stages in one process, ms of a processor each. The third parts what a slice costs
-between the readers and the process that feeds the network, up to where pixels are stacked for it;
-its last line has readers that cost nothing, and so tells how many slices one such process passes
-on. Medians of rounds; the files are in the page cache.
+slice through its stages in one process, ms of a processor each. The third parts what a further
+slice costs between the readers and the process that feeds the network, up to where pixels are
+stacked for it, less what a run over 64 slices costs; its last line has readers that cost nothing,
+and so tells how many slices one such process passes on. Medians of rounds; the files are in the
+page cache. `--only shares` prints the third alone.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ from stores._disk import file_sha256
 from stores.features import OK
 
 FEW = 8  # slices of a run that is nearly all start
+FEW_SHARED = 64  # of a run by several processes that is
 BATCH = 8
 CARD_BATCH = 64  # slices a forward pass, as on a card
 
@@ -83,11 +85,15 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--slices", type=int, default=512)
     options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--only", choices=["shares"])
     args = options.parse_args()
     keep_memory()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         root = write_images(folder / "images", "dicom", args.slices)
+        if args.only == "shares":
+            show_shares(folder, root, args.slices, args.rounds)
+            return
         few = write_images(folder / "few", "dicom", FEW)
         size = sum(path.stat().st_size for path in root.iterdir()) / 1e6 / args.slices
         ways: dict[str, Callable[[Path], float]] = {
@@ -108,16 +114,7 @@ def main() -> None:
         print()
         tell_stages([stages(root, folder / "store") for _ in range(args.rounds)])
         print()
-        roots = {"DICOM, 512 px": root}
-        for kind, title in (("nifti.gz", "NIfTI.gz, 512 px"), ("png-1024", "PNG, 1024 px")):
-            roots[title] = write_images(folder / kind, kind, args.slices)
-        tell_shares(
-            [
-                {title: shares(of, folder / "store", free=False) for title, of in roots.items()}
-                | {"readers that cost nothing": shares(root, folder / "store", free=True)}
-                for _ in range(args.rounds)
-            ]
-        )
+        show_shares(folder, root, args.slices, args.rounds)
 
 
 Spent = tuple[float, float]  # seconds by the clock, of processors
@@ -264,7 +261,28 @@ def tell_stages(rounds: list[dict[str, float]]) -> None:
 # --- readers, and the process that feeds the network --------------------------------------------
 
 
-Shares = tuple[float, float, float]  # ms of a processor a slice: parent, readers; slices a second
+Shares = tuple[float, float, float]  # seconds: of a processor by parent and readers; by the clock
+KINDS = {"DICOM, 512 px": "dicom", "NIfTI.gz, 512 px": "nifti.gz", "PNG, 1024 px": "png-1024"}
+
+
+def show_shares(folder: Path, dicom: Path, slices: int, rounds: int) -> None:
+    """Print the third table; dicom: the collection of DICOM files, of so many slices."""
+    found: dict[str, list[tuple[Shares, Shares]]] = {}
+    for title, kind in KINDS.items():
+        root = dicom
+        if kind != "dicom":
+            root = write_images(folder / kind, kind, slices)
+        few = write_images(folder / f"few-{kind}", kind, FEW_SHARED)
+        store = folder / "store"
+        found[title] = [
+            (shares(few, store, free=False), shares(root, store, free=False)) for _ in range(rounds)
+        ]
+        if kind == "dicom":
+            free = [
+                (shares(few, store, free=True), shares(root, store, free=True))
+                for _ in range(rounds)
+            ]
+    tell_shares(found | {"readers that cost nothing": free}, slices)
 
 
 def shares(root: Path, place: Path, *, free: bool) -> Shares:
@@ -304,7 +322,7 @@ def shares(root: Path, place: Path, *, free: bool) -> Shares:
     assert done.rows == slices, done
     readers = ended.children_user + ended.children_system
     readers -= children.children_user + children.children_system
-    return sum(spent_s) / slices * 1000, readers / slices * 1000, slices / wall
+    return sum(spent_s), readers, wall
 
 
 def _timed_thread(
@@ -332,13 +350,16 @@ def _free_reader(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
     return _popen([sys.executable, "-m", "benchmarks.free_reader", *handed], **options)
 
 
-def tell_shares(rounds: list[dict[str, Shares]]) -> None:
-    print(f"{'one slice, ms of a processor':<30}{'parent':>10}{'reader':>10}{'slices/s':>10}")
-    for title in rounds[0]:
-        parent, reader, rate = (
-            statistics.median(each[title][k] for each in rounds) for k in range(3)
+def tell_shares(found: dict[str, list[tuple[Shares, Shares]]], slices: int) -> None:
+    print(f"{'a slice, ms of a processor':<30}{'parent':>10}{'reader':>10}{'slices/s':>10}")
+    for title, rounds in found.items():
+        parent, reader, clock = (
+            statistics.median(
+                1000 * (whole[k] - few[k]) / (slices - FEW_SHARED) for few, whole in rounds
+            )
+            for k in range(3)
         )
-        print(f"  {title:<28}{parent:>10.3f}{reader:>10.3f}{rate:>10.0f}")
+        print(f"  {title:<28}{parent:>10.3f}{reader:>10.3f}{1000 / clock:>10.0f}")
 
 
 if __name__ == "__main__":

@@ -11,9 +11,12 @@ the real shape.
   the network. `peak` is the share of the card's dense bfloat16 peak that bare multiplications
   reach, `busy` the mean utilisation that the driver told during `whole`, `binds` the stage that
   took most.
-- kernels: the same network through torch.compile, and by each way of attention that torch has.
+- kernels: the same network by each way of attention that torch has, with its channels last, with
+  weights in bfloat16, through torch.compile, and as a CUDA graph; what pays is kept.
 - preprocess: a batch of 512 x 512 slices to what the network sees, by rule: on the card, on a core,
   the largest difference of the two, and its share of the time that ViT-B takes.
+- percentiles: by sorting (as they are found on a card), by torch.quantile, by a histogram: what a
+  slice takes, the largest difference from NumPy's, and the share of ViT-B's time in bfloat16.
 - precision: bfloat16 against float32 on the card: cosines, and 5 nearest neighbours that are kept.
 - knn: 10 neighbours among a million of 1,024 numbers: FAISS on the card, torch, FAISS on the cores.
 - probe: a logistic probe of 20,000 x 1,024 by scikit-learn's array API, on card and cores.
@@ -52,8 +55,9 @@ from pipeline.config.root import Config
 from pipeline.extract import extract
 from pipeline.extraction.embed import Speed
 from pipeline.inference.forward import Forward, out_of_memory
+from pipeline.preprocessing.intensity import sorted_percentiles
 from pipeline.preprocessing.prepare import prepare_batch
-from pipeline.recipe import Architecture, MinMax, Percentiles, Recipe, Window, ZScore
+from pipeline.recipe import Architecture, BatchFeatures, MinMax, Percentiles, Recipe, Window, ZScore
 from pipeline.studies.speed import forward_rate
 from pipeline.types import Slice
 
@@ -290,27 +294,80 @@ def watched(device: str) -> Iterator[list[float]]:
 def kernels(args: argparse.Namespace, table: Table, until: float) -> None:
     """Time one network in bfloat16 by each way that torch has of running it."""
     name = args.names[min(2, len(args.names) - 1)]
-    size = args.sizes[0]
     batch = args.batches[-1]
     load = functools.partial(
-        load_backbone, name, "random:0", image_size=size, device=args.device, precision="bfloat16"
+        load_backbone, name, "random:0", image_size=args.sizes[0], device=args.device
     )
-    network = load()
-    plain = forward_rate(network, batch, args.least)
-    table.add(network=name, way="as it is", **{"slices/s": plain, "ratio": 1.0})
-    ways = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
-    for way in ways:
+    rate = functools.partial(forward_rate, batch_size=batch, least_s=args.least)
+    ways: dict[str, Callable[[], float]] = {"as it is": lambda: rate(load(precision="bfloat16"))}
+    for way in ATTENTION:
+        ways[way.name] = functools.partial(_by_attention, way, load, rate)
+    ways["channels last"] = lambda: rate(_channels_last(load(precision="bfloat16")))
+    ways["bfloat16 weights"] = lambda: rate(_in_bfloat16(load()))
+    if not _is_small(args):
+        ways["torch.compile"] = lambda: rate(load(precision="bfloat16", compiled=True))
+        ways["CUDA graph"] = lambda: rate(_Graph(load(precision="bfloat16"), batch))
+    plain: float | None = None
+    for title, measure in ways.items():
+        if time.monotonic() > until:
+            table.fail(f"no time was left for {title} and what follows")
+            return
         try:
-            with sdpa_kernel(way):
-                rate = forward_rate(network, batch, args.least)
-            table.add(network=name, way=way.name, **{"slices/s": rate, "ratio": rate / plain})
-        except RuntimeError as error:
-            table.fail(f"{way.name}: {str(error).splitlines()[0]}")
-    if time.monotonic() > until or _is_small(args):
-        return
-    compiled = load(compiled=True)
-    rate = forward_rate(compiled, batch, args.least)
-    table.add(network=name, way="torch.compile", **{"slices/s": rate, "ratio": rate / plain})
+            found = measure()
+        except Exception as error:  # a way that is not there, or has no room, loses no other
+            table.fail(f"{title}: {(str(error).splitlines() or [''])[0]}")
+            continue
+        plain = plain or found
+        table.add(network=name, way=title, **{"slices/s": found, "ratio": found / plain})
+
+
+ATTENTION = (
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+)
+
+
+def _by_attention(
+    way: SDPBackend, load: Callable[..., Backbone], rate: Callable[[Backbone], float]
+) -> float:
+    with sdpa_kernel(way):
+        return rate(load(precision="bfloat16"))
+
+
+def _channels_last(network: Backbone) -> Backbone:
+    network.network.to(memory_format=torch.channels_last)
+    return network
+
+
+def _in_bfloat16(network: Backbone) -> Backbone:
+    """Have the weights themselves in bfloat16, where autocast makes copies of them a pass."""
+    network.network.bfloat16()
+    return network
+
+
+class _Graph(Backbone):
+    """A network whose pass was recorded once, and is played again."""
+
+    def __init__(self, network: Backbone, batch: int) -> None:
+        super().__init__(network.network, network.architecture, network.image_size, network.blocks)
+        size = network.image_size
+        self._x = torch.zeros((batch, 3, size, size), device=network.device)
+        beside = torch.cuda.Stream()
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):  # as torch wants it: no pass is recorded as its first
+            for _ in range(3):
+                network(self._x)
+        torch.cuda.current_stream().wait_stream(beside)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._features = network(self._x)
+
+    def __call__(self, x: torch.Tensor) -> BatchFeatures:
+        self._x.copy_(x)
+        self._graph.replay()
+        return self._features
 
 
 # --- preprocessing ------------------------------------------------------------------------------
@@ -344,6 +401,61 @@ def preprocess(args: argparse.Namespace, table: Table, until: float) -> None:
                 "of ViT-B": on_card / network_s,
             },
         )
+
+
+def percentiles(args: argparse.Namespace, table: Table, until: float) -> None:
+    """Time three ways to the percentiles of a batch, against NumPy's and against the network."""
+    count = 4 if _is_small(args) else 64
+    noise = np.random.default_rng(0).normal(0, 300, (count, 512, 512)).astype(np.int16)
+    expected = np.percentile(noise, PERCENTS, (1, 2))
+    name = args.names[min(1, len(args.names) - 1)]
+    network = load_backbone(
+        name, "random:0", image_size=args.sizes[0], device=args.device, precision="bfloat16"
+    )
+    network_s = 1 / forward_rate(network, min(count, 32), args.least)
+    del network
+    stored = torch.from_numpy(noise).to(args.device)
+    for way in (_by_sort, _by_quantile, _by_histogram):
+        try:
+            found = way(stored).cpu().numpy()
+            slice_s = _seconds(functools.partial(way, stored), stored.device) / count
+        except Exception as error:  # as `torch.quantile`, which takes 2**24 values at the most
+            table.fail(f"{way.__name__}: {(str(error).splitlines() or [''])[0]}")
+            continue
+        largest = float(np.abs(found - expected).max())
+        cells = {"ms/slice": 1000 * slice_s, "largest": largest, "of ViT-B": slice_s / network_s}
+        table.add(way=way.__name__, **cells)
+
+
+PERCENTS = (1.0, 99.0)
+
+
+def _by_sort(stored: torch.Tensor) -> torch.Tensor:
+    """Return the percentiles of each slice, (2, b), as `extract` finds them on a card."""
+    return torch.stack(sorted_percentiles(stored.float(), PERCENTS))[:, :, 0, 0]
+
+
+def _by_quantile(stored: torch.Tensor) -> torch.Tensor:
+    parts = torch.tensor(PERCENTS, device=stored.device) / 100
+    by_slice = [torch.quantile(one.flatten().float(), parts) for one in stored]
+    return torch.stack(by_slice, 1)
+
+
+def _by_histogram(stored: torch.Tensor) -> torch.Tensor:
+    """Count whole numbers, which most slices are of: exact for them."""
+    count, pixels = len(stored), stored[0].numel()
+    values = 2**16
+    places = stored.flatten(1).int() + 2**15
+    places += values * torch.arange(count, device=stored.device, dtype=torch.int32)[:, None]
+    upto = torch.bincount(places.flatten(), minlength=values * count).view(count, values).cumsum(1)
+    found = []
+    for percent in PERCENTS:
+        place = percent / 100 * (pixels - 1)
+        ranks = torch.tensor([int(place), int(np.ceil(place))], device=stored.device)
+        ends = torch.searchsorted(upto, ranks.expand(count, 2).contiguous(), right=True) - 2**15
+        below, above = ends.double().unbind(1)
+        found.append(below + (above - below) * (place % 1))
+    return torch.stack(found)
 
 
 def _recipe(name: str, size: int, rule: Any) -> Recipe:
@@ -541,6 +653,7 @@ PARTS: dict[str, Callable[[argparse.Namespace, Table, float], None]] = {
     "pace": pace,
     "kernels": kernels,
     "preprocess": preprocess,
+    "percentiles": percentiles,
     "precision": precision,
     "knn": knn,
     "probe": probe,

@@ -56,12 +56,16 @@ EVENTS = ("open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "
 
 @dataclass(frozen=True)
 class Command:
-    """A command beside which a patient is purged. before: the commands that come first."""
+    """A command beside which a patient is purged.
+
+    before: the commands that come first. task: what is asked beside the finding of images.
+    """
 
     name: str
     arguments: tuple[str, ...]
     before: tuple[str, ...] = ("extract",)
     bucket: bool = False
+    task: dict[str, Any] | None = None
 
 
 def commands() -> dict[str, Command]:
@@ -69,9 +73,13 @@ def commands() -> dict[str, Command]:
     extract = ("extract", "config.yaml", "--device", "cpu", "--workers", "0", "--batch-size", "4")
     on_cpu = ("--device", "cpu")
     tune = ("tune", "config.yaml", "--workers", "0", "--checkpoint-s", "0", *on_cpu)
+    region = {"labels": ["finding"], "level": "region", "region": {"masks": "area"}}
+    survival = {"time": "days", "event": "died", "level": "image"}
     every = [
         Command("extract", extract, ()),
         Command("knn", ("knn", "config.yaml")),
+        Command("regions", ("regions", "config.yaml"), task=region),
+        Command("cox", ("cox", "config.yaml"), task=survival),
         Command("segment", ("segment", "config.yaml", "--out", f"{OUT}/masks", *on_cpu)),
         Command("tune", tune),
         Command("fit", ("fit", "config.yaml", "--out", f"{OUT}/model", "--method", "probe")),
@@ -151,7 +159,7 @@ class Place:
         self.start.mkdir(parents=True)
         for name in NETWORKS:
             importlib.import_module(name)
-        done(forked(lambda: _collect(self.start)))
+        done(forked(lambda: _collect(self.start, self.command.task)))
         for name in self.command.before:
             self._to_its_end(self.start, commands()[name])
         # Once for the modules, which every process forked from now on has already.
@@ -422,10 +430,10 @@ def _withdraw(at: Path) -> None:
     cli.main()
 
 
-def _collect(at: Path) -> None:
+def _collect(at: Path, task: dict[str, Any] | None) -> None:
     """Write a collection, masks, a network, labels and the config that names them."""
     rng = np.random.default_rng(0)
-    lines = ["path,finding"]
+    lines = ["path,finding,days,died"]
     for patient in range(PATIENTS):
         for number in range(2):
             name = f"p{patient}/{number}.png"
@@ -433,7 +441,7 @@ def _collect(at: Path) -> None:
                 path = at / folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(rng.integers(0, most, (20, 20), np.uint8)).save(path)
-            lines.append(f"{name},{patient % 2}")
+            lines.append(f"{name},{patient % 2},{10 * patient + number + 1},{number}")
     (at / "labels.csv").write_text("\n".join(lines) + "\n")
     write_tiny_folder(at.with_name("network"), depth=3)  # not copied with each state
     block = {"epochs": 2, "batch": 4, "at_once": 4, "patience": 2}
@@ -443,7 +451,8 @@ def _collect(at: Path) -> None:
         "store": STORE,
         "outputs": {"part_rows": 4, "blocks": 1, "keep": ["cls", "mean", "patch"]},
         "labels": {"file": "labels.csv", "key": "path"},
-        "tasks": {"finding": {"labels": ["finding"], "level": "image"}},
+        "tasks": {"finding": {"labels": ["finding"], "level": "image"}}
+        | ({"other": task} if task else {}),
         "split": {"kind": "kfold", "folds": 3},
         "masks": {"area": {"root": "masks", "files": {"*/*": "{path}"}, "values": {1: "area"}}},
         "segment": {"knn": {"method": "knn", "shots": [1]}},

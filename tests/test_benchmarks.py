@@ -45,6 +45,13 @@ def test_the_benchmark_of_gpus_runs_to_its_tables(
         "zscore",
     }
     assert all(row["largest"] == 0 for row in results["preprocess"])  # one device
+    ways = {row["way"]: row for row in results["kernels"] if "way" in row}
+    assert {"as it is", "channels last", "bfloat16 weights", "MATH"} <= ways.keys()
+    assert [row["largest"] for row in results["percentiles"]] == [
+        0.0,
+        pytest.approx(0.0, abs=1e-3),
+        0.0,
+    ]
     assert results["precision"][0]["least cosine"] > 0.99
     assert results["memory"][0]["largest"] == 0
     assert results["probe"][0]["device"] == "cpu"

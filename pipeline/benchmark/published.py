@@ -74,9 +74,12 @@ _TREATED = {"vit_large_in21k"}
 
 def _listed() -> Iterator[Published]:
     for backbone, values in _NIH.items():
-        # The last value is of all images, by a head that is fitted: no few-shot draw has it.
-        methods = (*["fewshot paper"] * len(SHOTS), "linear")
-        for method, shots, value in zip(methods, (*SHOTS, None), values, strict=True):
+        *drawn, of_all = values
+        figures: list[tuple[str, int | None, float]]
+        figures = [("fewshot paper", *each) for each in zip(SHOTS, drawn, strict=True)]
+        # Of all images by linear heads, which saw crops and flips there: beside both of ours.
+        figures += [("linear", None, of_all), ("frozen", None, of_all)]
+        for method, shots, value in figures:
             yield Published(
                 dataset="nih",
                 backbone=backbone,

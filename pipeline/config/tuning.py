@@ -170,5 +170,5 @@ DECLARED = {
     "lora": _declared("lora", "LoRA", Lora),
     "bitfit": _declared("bitfit", "BitFit", BitFit),
     "norm": _declared("norm", "Norms alone", NormTune),
-    "frozen": _declared("frozen", "Head on changed images", FrozenTune),
+    "frozen": _declared("frozen", "Head alone", FrozenTune),
 }

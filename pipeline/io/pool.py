@@ -18,7 +18,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from multiprocessing.connection import wait
@@ -41,8 +40,11 @@ _AHEAD_BYTES = 2**27
 _AHEAD_FILES = 64  # a worker
 # Room in a worker's row of files, in frames, from which on it is given more.
 _REFILL_FRAMES = 8
-# Messages gather for so long: each look at them costs, and each waking of the caller.
-_GATHER_S = 0.004
+# Each look at what has come costs, and each waking of the caller. So messages gather until a look
+# takes so many of them, and never for longer than these seconds.
+_GATHERED = range(4, 9)
+_SHORTEST_S = 0.004
+_LONGEST_S = 0.05
 _DIGEST_BYTES = 32
 # Processes that may be killed from outside as they start before the run gives up.
 _KILLED_STARTS = 5
@@ -124,6 +126,7 @@ class WorkerPool:
         self.stop = threading.Event()
         self.bell, self.heard = socket.socketpair()  # wakes the thread from its wait
         self.rung = False  # and not heard yet
+        self.pause_s = _SHORTEST_S  # between two looks at what has come
         self.selector = selectors.DefaultSelector()  # of `heard`, and of each worker's connection
         self.selector.register(self.heard, selectors.EVENT_READ)
         self.thread = threading.Thread(target=self._work, name="radprobe-read", daemon=True)
@@ -190,11 +193,11 @@ class WorkerPool:
         try:
             while not self.stop.is_set():
                 self._assign()
-                have_come = self._listen()
+                messages = self._listen()
                 self._publish()
-                if have_come and not self._is_full():
+                if messages and not self._is_full():
                     self._assign()  # before the pause: nobody is to wait for it
-                    time.sleep(_GATHER_S)
+                    self._gather(messages)
         except BaseException as error:  # handed to the caller's thread, which raises it
             self.results.put(error)
         finally:
@@ -255,10 +258,19 @@ class WorkerPool:
         self.selector.register(worker.wire, selectors.EVENT_READ, worker)
         return kept
 
-    def _listen(self) -> bool:
-        """Take the messages that have come, waiting for the first; return whether any came."""
-        keys = self._readable()
-        for key in keys:
+    def _gather(self, messages: int) -> None:
+        """Pause, longer where the last look took few messages; not where few are to come."""
+        if messages < _GATHERED.start:
+            self.pause_s = min(2 * self.pause_s, _LONGEST_S)
+        elif messages not in _GATHERED:
+            self.pause_s = max(self.pause_s / 2, _SHORTEST_S)
+        if sum(worker.frames_to_come() for worker in self.workers) >= _GATHERED.start:
+            self.stop.wait(self.pause_s)
+
+    def _listen(self) -> int:
+        """Take the messages that have come, waiting for the first; return how many."""
+        messages = 0
+        for key in self._readable():
             worker: Worker | None = key.data
             if worker is None:
                 self.heard.recv(4096)
@@ -266,6 +278,7 @@ class WorkerPool:
                 continue
             try:
                 for message in worker.inbox.waiting():
+                    messages += 1
                     self._take(worker, message)
             except MalformedError as error:
                 if worker.tasks:
@@ -274,7 +287,7 @@ class WorkerPool:
                 self._replace(worker)
             except (EOFError, OSError):
                 self._replace_dead(worker)
-        return any(key.data is not None for key in keys)
+        return messages
 
     def _readable(self) -> list[selectors.SelectorKey]:
         """Wait for a message, and return whose have come: of few where memory is full."""
@@ -378,6 +391,8 @@ def _frame_read(worker: Worker, task: FileTask, message: dict[str, Any]) -> Fram
     try:
         item = _item(worker, message)
         file, pixels = map(_digest, (message["file"], message["pixels"]))
+        if isinstance(item, Slice) and (file is None or pixels is None):
+            raise ValueError("a slice without its digests")
         read = FrameRead(item, file, pixels, float(message["seconds"]))
         is_next = task.frames is not None and item.frame == task.frames[task.received]
     except (ArithmeticError, LookupError, TypeError, ValueError):

@@ -117,8 +117,11 @@ class Worker:
 
     def room(self) -> int:
         """Return how many frames may be handed over beyond those that are still to come."""
-        to_come = sum(task.frames_to_come() for task in self.tasks)
-        return min(_FRAMES_AHEAD - to_come, _FILES_A_WORKER - self.files)
+        return min(_FRAMES_AHEAD - self.frames_to_come(), _FILES_A_WORKER - self.files)
+
+    def frames_to_come(self) -> int:
+        """Return how many frames of the files before it have not come."""
+        return sum(task.frames_to_come() for task in self.tasks)
 
     def is_usable(self) -> bool:
         """Return whether it waits for a file, lives, and has not read too many."""

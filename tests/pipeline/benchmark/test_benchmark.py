@@ -393,6 +393,7 @@ ALL = None  # patients
     [
         ("nih", "dinov2_vitl14", labelled("fewshot"), 16, 224, 0.601),
         ("nih", "dinov2_vitl14", labelled("linear"), ALL, 224, 0.763),
+        ("nih", "dinov2_vitl14", labelled("frozen"), ALL, 224, 0.763),
         ("nih", "dinov2_vitl14", labelled("linear"), ALL, 448, None),
         ("nih", "dinov2_vitl14", labelled("fewshot", draw="episodes"), 16, 224, None),
         ("nih", "dinov2_vitl14", labelled("knn"), ALL, 224, None),

@@ -41,6 +41,7 @@ def none_idle() -> None:
 def no_slots(monkeypatch) -> None:
     """No room for pixels in shared memory: all of them come by the socket."""
     monkeypatch.setattr("pipeline.io.pool._SLOT_BYTES", 2**10)
+    monkeypatch.setattr("pipeline.io.pool._LEAST_SLOT_BYTES", 2**10)
 
 
 @pytest.fixture
@@ -111,7 +112,7 @@ class WatchedPool(WorkerPool):
         self.listens = threading.Event()
         super().__init__(*args)
 
-    def _listen(self) -> bool:
+    def _listen(self) -> int:
         self.listens.set()
         return super()._listen()
 

@@ -216,11 +216,12 @@ ANOTHER = "place['frame'] = 7"
 GARBAGE = "import os; os.write(int(sys.argv[1]), b'garbage')"
 SHAPE = "place['shape'] = [2**20, 2**20]"
 DIGEST = "place['pixels'] = 'no digest'"
+NO_DIGEST = "place['file'] = None"
 INFINITE = "place['frame'] = float('inf')"
 
 
 @pytest.mark.parametrize(
-    "deed", [BEYOND, ELSEWHERE, NEVER, ANOTHER, GARBAGE, SHAPE, DIGEST, INFINITE]
+    "deed", [BEYOND, ELSEWHERE, NEVER, ANOTHER, GARBAGE, SHAPE, DIGEST, NO_DIGEST, INFINITE]
 )
 def test_a_process_that_writes_what_it_may_not_costs_its_file_alone(tmp_path, monkeypatch, deed):
     for k in range(6):
