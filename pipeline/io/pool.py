@@ -189,14 +189,13 @@ class WorkerPool:
     # --- in the pool's thread --------------------------------------------------------------
 
     def _work(self) -> None:
-        """Assign, listen and publish until the pool is closed."""
+        """Listen, assign and publish until the pool is closed."""
         try:
             while not self.stop.is_set():
-                self._assign()
                 messages = self._listen()
+                self._assign()
                 self._publish()
                 if messages and not self._is_full():
-                    self._assign()  # before the pause: nobody is to wait for it
                     self._gather(messages)
         except BaseException as error:  # handed to the caller's thread, which raises it
             self.results.put(error)
