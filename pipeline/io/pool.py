@@ -179,7 +179,7 @@ class WorkerPool:
         self.heard.close()
 
     def _wake(self) -> None:
-        if not self.rung:  # of two threads none rings but one: the caller's
+        if not self.rung:  # once is enough; the caller's thread alone rings
             self.rung = True
             self.bell.send(b"!")
 
