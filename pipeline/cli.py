@@ -36,7 +36,7 @@ from pipeline.commands import (
 )
 from pipeline.commands.common import err
 from pipeline.commands.printing import print_line, print_lines
-from pipeline.shared.interruption import end_in_order, pass_over
+from pipeline.shared.interruption import end_in_order, left_behind, pass_over
 from pipeline.shared.private import without_files
 from pipeline.shared.texts import printable
 from stores.errors import RadprobeError, TooManyBadError
@@ -197,4 +197,4 @@ def _traceback(error: BaseException) -> Iterator[str]:
 
 def _say_interrupted() -> None:
     """Say what an interruption leaves: claims are given back on the way out."""
-    err.print("Interrupted. What was committed is kept; the same command goes on from there.")
+    print_line(err, f"Interrupted. {left_behind()}")

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,7 +40,9 @@ from pipeline.extraction.sync import Look, update_tables
 from pipeline.inference.speed import cores, sleep_while_waiting
 from pipeline.outlook import Outlook, log_outlook, outlook_of
 from pipeline.recipe import Recipe
-from stores import FeatureStore
+from pipeline.shared.interruption import leaving_behind
+from pipeline.shared.texts import count
+from stores import FeatureStore, PartRange
 from stores.errors import ConfigError
 from stores.storage import storage_of
 
@@ -257,9 +259,10 @@ class _ExtractRun:
             if not missing:
                 return _RunResult(counts)
             limit = self._limit()
-            parts = embed_by_processes(
-                processes, self.work, self.store, missing, self.progress, limit
-            )
+            with leaving_behind(functools.partial(_left_of, self.store, missing)):
+                parts = embed_by_processes(
+                    processes, self.work, self.store, missing, self.progress, limit
+                )
             return _RunResult(counts, parts)
 
     def on_cluster(self, cluster: Cluster) -> _RunResult:
@@ -281,9 +284,10 @@ class _ExtractRun:
                 if not missing:
                     return _RunResult(counts)
                 limit = self._limit()
-                parts = embed_on_cluster(
-                    connect, self.work, self.store, missing, self.progress, limit, patience_s
-                )
+                with leaving_behind(functools.partial(_left_of, self.store, missing)):
+                    parts = embed_on_cluster(
+                        connect, self.work, self.store, missing, self.progress, limit, patience_s
+                    )
                 return _RunResult(counts, parts)
 
     def as_shard(self, shard: Shard) -> _RunResult:
@@ -377,6 +381,21 @@ class _ExtractRun:
         began = time.perf_counter()
         yield
         setattr(self, name, getattr(self, name) + time.perf_counter() - began)
+
+
+def _left_of(store: FeatureStore, parts: Sequence[PartRange]) -> str:
+    """Return what an interruption leaves of a run that is to fill some parts."""
+    size = count(store.layout.part_rows, "slice")
+    committed = len(parts) - len(store.without_receipt(parts))
+    if not committed:
+        return (
+            f"Nothing was committed yet: that is done by parts, of up to {size} here. The same "
+            "command begins with the first again."
+        )
+    return (
+        f"{committed} of {count(len(parts), 'part')} of up to {size} were committed and are kept; "
+        "the same command goes on from there."
+    )
 
 
 def _files(store: FeatureStore) -> pa.Table:

@@ -427,7 +427,19 @@ def compare(
             rows += [about | difference.model_dump(mode="json") for difference in differences]
         print(json.dumps(rows, indent=1))
     else:
-        show_differences(out, pairs, networks)
+        show_differences(out, pairs, _sides((first, second), networks, methods))
+
+
+def _sides(
+    paths: tuple[Path, Path], networks: Sequence[str], methods: tuple[Method, Method] | None
+) -> list[str]:
+    """Return what two sides of a comparison are called: by all in which they differ."""
+    sides = list(networks)
+    if paths[0] != paths[1]:
+        sides = [f"{path}: {side}" for path, side in zip(paths, sides, strict=True)]
+    if methods is not None and methods[0] != methods[1]:
+        sides = [f"{name} on {side}" for name, side in zip(methods, sides, strict=True)]
+    return sides
 
 
 def _compare_across(

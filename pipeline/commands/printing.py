@@ -444,16 +444,16 @@ def _show_nearest(
 def show_differences(
     out: Console,
     pairs: Sequence[tuple[Result, list[Difference]]],
-    networks: Sequence[str],
+    sides: Sequence[str],
 ) -> None:
     """Print what the second store scores above the first, for the metrics that tables show.
 
-    On the test units that both have; who is left out is said below. networks: that of the first,
-    and that of the second.
+    On the test units that both have; who is left out is said below. sides: what the first is
+    called, and the second.
     """
     if any(result.provenance.random for result, _ in pairs):
         out.print(RANDOM, style="bold yellow")
-    first, second = networks
+    first, second = sides
     title = f"Second ({second}) less first ({first})"
     columns = ("task", "positive", "method", "label", "metric")
     table = _table(title, columns, ("units", "difference", "p (DeLong)", "p (Holm)"))
@@ -469,7 +469,19 @@ def show_differences(
                 words = (result.task, positive, result.method, d.label, HEADLINES[d.metric])
                 table.add_row(*words, units, _number(d.difference, "+"), *p)
     _print(out, table)
+    _say_of_p(out, [each for _, differences in pairs for each in differences])
     print_lines(out, list(alone))
+
+
+def _say_of_p(out: Console, differences: Sequence[Difference]) -> None:
+    """Say why a column of p is empty."""
+    of_aurocs = [each for each in differences if each.metric == "auroc"]
+    if of_aurocs and all(each.p is None for each in of_aurocs):
+        print_line(
+            out,
+            "No p: DeLong's is of AUROCs of one model on each side, whose difference varies, and "
+            "each fold has its own model. A difference whose interval holds 0 may be chance.",
+        )
 
 
 def show_across(out: Console, rows: Sequence[tuple[Result, Result, list[Difference]]]) -> None:
@@ -496,6 +508,7 @@ def show_across(out: Console, rows: Sequence[tuple[Result, Result, list[Differen
             words = (home.task, positive, ", ".join(methods), each.label, HEADLINES[each.metric])
             table.add_row(*words, *scores, _number(each.difference, "+"), *p)
     _print(out, table)
+    _say_of_p(out, [each for _, _, differences in rows for each in differences])
     for away, home, _ in rows:
         text = (
             f"{home.task}: tested on {_tested_on(home)} of {here}; fitted on "

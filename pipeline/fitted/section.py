@@ -81,12 +81,12 @@ def _groups(model: Model, source: Source, result: Result) -> Iterator[CaseGroup]
     thresholds = np.array([record.thresholds.get(name, np.nan) for name in record.classes])
     judged = replace(judged, called=is_called(judged.proba, thresholds))
     for group in worst(judged):
-        shown = cases_of(source, judged.rows, group.numbers, group.texts)
+        shown = cases_of(source, judged, group.numbers, group.texts)
         yield CaseGroup(group.title, group.about, shown)
-    yield _unlike(model, source, judged.rows)
+    yield _unlike(model, source, judged)
 
 
-def _unlike(model: Model, source: Source, rows: Sequence[list[int]]) -> CaseGroup:
+def _unlike(model: Model, source: Source, judged: Judged) -> CaseGroup:
     """Return the test units that are least like what the model has learnt from."""
     title = "Unlike what it learnt from"
     if not LEVELS[model.record.question.level].is_whole:
@@ -95,6 +95,7 @@ def _unlike(model: Model, source: Source, rows: Sequence[list[int]]) -> CaseGrou
         check_recipe(model, source.store)
     except RecipeMismatchError:
         return CaseGroup(title, "Not known: this store has features of another network.", ())
+    rows = judged.rows
     sizes = [len(each) for each in rows]
     names = np.arange(len(rows)).astype(np.str_)
     unit = np.repeat(np.arange(len(rows)), sizes)
@@ -107,4 +108,6 @@ def _unlike(model: Model, source: Source, rows: Sequence[list[int]]) -> CaseGrou
         f"Test units with a conformal p-value of {UNLIKE_AT:g} or less: {len(far)} of {len(p)}; "
         f"of images like those of training {UNLIKE_AT:.0%} would be."
     )
-    return CaseGroup(title, about, cases_of(source, rows, shown, [f"p {p[i]:.3g}" for i in shown]))
+    return CaseGroup(
+        title, about, cases_of(source, judged, shown, [f"p {p[i]:.3g}" for i in shown])
+    )

@@ -33,6 +33,7 @@ from pipeline.fitted.model import FiledModel
 from pipeline.fitted.record import FiledRecord, MaskRecord, ModelRecord
 from pipeline.inference.speed import cores
 from pipeline.recipe import recipe_of
+from pipeline.shared.interruption import leaving_behind
 from pipeline.shared.pseudonyms import Names, drop_key
 from stores.contents import MANIFEST, RECIPE
 from stores.errors import ConfigError, RecipeMismatchError
@@ -42,6 +43,11 @@ from stores.slices import is_withdrawn
 from stores.storage import located
 
 Texts = NDArray[np.str_]
+# What an interruption leaves of a folder whose store has no place.
+_NOT_KEPT = (
+    "What was embedded is thrown away, since no --store says where to keep it; with one, the same "
+    "command goes on from there."
+)
 # Of a task, or of masks.
 AnyModel = FiledModel[ModelRecord] | FiledModel[MaskRecord]
 
@@ -166,6 +172,7 @@ def _embedded(model: AnyModel, folder: Path, options: FolderOptions) -> Iterator
     with contextlib.ExitStack() as stack:
         place = options.store
         if place is None:
+            stack.enter_context(leaving_behind(lambda: _NOT_KEPT))
             temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="radprobe-"))
             place = Path(temporary) / "store"
         config = folder_config(model, folder, place, options)

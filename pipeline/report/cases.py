@@ -6,7 +6,7 @@ Dims: n test units, c classes or labels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,15 +34,14 @@ def task_cases(
 
     drawn: the pictures of the map's slices, by place, of which none is drawn again.
     """
-    errors: dict[str, list[tuple[Group, list[int]]]] = {}
+    errors: dict[str, tuple[Judged, list[tuple[Group, list[int]]]]] = {}
     for task, result in leading_answers(source).items():
         judged = Judged.of(source, result)
         if judged is not None:
-            errors[task] = [
-                (group, _rows_of(judged.rows, group.numbers)) for group in worst(judged)
-            ]
+            groups = [(group, _rows_of(judged, group.numbers)) for group in worst(judged)]
+            errors[task] = judged, groups
     heeded = heeded_slices(source)
-    rows = {row for groups in errors.values() for _, of_group in groups for row in of_group}
+    rows = {row for _, groups in errors.values() for _, of_group in groups for row in of_group}
     rows |= {row for answers in heeded.values() for each in answers for row in each.rows}
     places = np.searchsorted(source.rows, sorted(rows))
     on_map = () if atlas is None else atlas.pictured
@@ -50,18 +49,19 @@ def task_cases(
     others = np.setdiff1d(places, on_map)
     every = dict(drawn) | (pictures(source, others) if len(others) else {})
     cases = {}
-    for task, groups in errors.items():
+    for task, (judged, groups) in errors.items():
         by_group = []
         for group, of_group in groups:
             # What neighbours are labelled is what the map is coloured by.
             column = group.label or task
             shown = []
-            for row, text in zip(of_group, group.texts, strict=True):
+            for i, row, text in zip(group.numbers.tolist(), of_group, group.texts, strict=True):
                 place = int(np.searchsorted(source.rows, row))
                 neighbours = (
                     () if atlas is None else _neighbours(source, atlas, column, place, every)
                 )
-                shown.append(Case(row, text, every.get(place), neighbours))
+                case = judged.case(i, row, text, every.get(place))
+                shown.append(replace(case, neighbours=neighbours))
             by_group.append(CaseGroup(group.title, group.about, tuple(shown)))
         cases[task] = tuple(by_group)
     for task, answers in heeded.items():
@@ -73,15 +73,16 @@ def task_cases(
 def _mattered(source: Source, heeded: Heeded, drawn: Mapping[int, bytes]) -> CaseGroup:
     """Return the slices that an answer heeded most, as the page shows them."""
 
-    def case(row: int, about: str, neighbours: tuple[Case, ...] = ()) -> Case:
+    def case(i: int, row: int, about: str) -> Case:
         place = int(np.searchsorted(source.rows, row))
-        return Case(row, about, drawn.get(place), neighbours)
+        return heeded.judged.case(i, row, about, drawn.get(place))
 
     cases = []
-    for verdict, slices in heeded.units:
+    for i, verdict, slices in heeded.units:
         (row, weight), *others = slices
-        neighbours = tuple(case(other, f"counts {of_other:.2f}") for other, of_other in others)
-        cases.append(case(row, f"counts {weight:.2f}; {verdict}", neighbours))
+        neighbours = tuple(case(i, other, f"counts {of_other:.2f}") for other, of_other in others)
+        shown = case(i, row, f"counts {weight:.2f}; {verdict}")
+        cases.append(replace(shown, neighbours=neighbours))
     return CaseGroup(heeded.title, heeded.about, tuple(cases), "The slices that counted next most")
 
 
@@ -177,19 +178,20 @@ def _unlikeliest(truth: Truth, proba: Doubles) -> Group:
 
 
 def cases_of(
-    source: Source, rows: Sequence[list[int]], numbers: Rows, texts: Sequence[str]
+    source: Source, judged: Judged, numbers: Rows, texts: Sequence[str]
 ) -> tuple[Case, ...]:
-    """Return some units as cases; each is shown by its middle slice."""
-    shown = _rows_of(rows, numbers)
+    """Return some units as cases; each is shown by one slice."""
+    shown = _rows_of(judged, numbers)
     places = np.searchsorted(source.rows, np.unique(np.array(shown, np.int64)))
     drawn = pictures(source, places) if len(places) else {}
     of_row = {int(source.rows[place]): picture for place, picture in drawn.items()}
-    return tuple(Case(row, text, of_row.get(row)) for row, text in zip(shown, texts, strict=True))
+    each = zip(numbers.tolist(), shown, texts, strict=True)
+    return tuple(judged.case(i, row, text, of_row.get(row)) for i, row, text in each)
 
 
-def _rows_of(rows: Sequence[list[int]], numbers: Rows) -> list[int]:
+def _rows_of(judged: Judged, numbers: Rows) -> list[int]:
     """Return the row of the slice that each of some units is shown by."""
-    return [rows[i][len(rows[i]) // 2] for i in numbers.tolist()]
+    return [judged.row(i) for i in numbers.tolist()]
 
 
 def _neighbours(

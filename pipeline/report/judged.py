@@ -20,6 +20,8 @@ from pipeline.evaluation.result_files import (
     read_predictions,
     read_thresholds,
 )
+from pipeline.report.models import Case
+from pipeline.report.regions import RegionPlaces
 from pipeline.report.sources import Source
 from pipeline.results import Result
 
@@ -31,7 +33,8 @@ Bools = NDArray[np.bool_]
 class Judged:
     """What an answer says of its test units. called (n, c): by its operating points, or one half.
 
-    rows: of the slices of each unit; ids: what each is called.
+    rows: of the slices of each unit; ids: what each is called; parts: which part of its slices
+    each is, "" for all of them; places: where such parts lie, None where nobody knows.
     """
 
     truth: Truth
@@ -40,6 +43,8 @@ class Judged:
     fold: NDArray[np.int64] | None
     rows: list[list[int]]
     ids: list[str]
+    parts: list[str]
+    places: RegionPlaces | None
 
     @classmethod
     def of(cls, source: Source, result: Result) -> Judged | None:
@@ -61,7 +66,19 @@ class Judged:
             None if fold is None else fold[there],
             [rows_of[name] for name in left],
             left,
+            [LEVELS[result.level].part(name) or "" for name in left],
+            RegionPlaces.of(source, result.task),
         )
+
+    def row(self, i: int) -> int:
+        """Return the row of the slice that a unit is shown by: its middle one, or most of it."""
+        own = self.places.row(self.ids[i]) if self.places else None
+        return self.rows[i][len(self.rows[i]) // 2] if own is None else own
+
+    def case(self, i: int, row: int, about: str, picture: bytes | None) -> Case:
+        """Return a unit as the page shows it, by one of its slices."""
+        mark = self.places.mark(self.ids[i], row) if self.places and picture else None
+        return Case(row, about, picture, part=self.parts[i], mark=mark)
 
     def at(self, which: Bools) -> Judged:
         """Return what is said of some of the units."""
@@ -74,6 +91,8 @@ class Judged:
             fold,
             [self.rows[i] for i in numbers],
             [self.ids[i] for i in numbers],
+            [self.parts[i] for i in numbers],
+            self.places,
         )
 
 

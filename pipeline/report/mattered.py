@@ -20,18 +20,19 @@ SLICES = 3
 
 @dataclass(frozen=True)
 class Heeded:
-    """What an answer heeded. units: what is said of each, and row and weight of its slices, those
-    that counted most first.
+    """What an answer heeded. units: the number of each among the judged, what is said of it, and
+    row and weight of its slices, those that counted most first.
     """
 
     title: str
     about: str
-    units: tuple[tuple[str, list[tuple[int, float]]], ...]
+    judged: Judged
+    units: tuple[tuple[int, str, list[tuple[int, float]]], ...]
 
     @property
     def rows(self) -> list[int]:
         """The rows of all slices that are shown."""
-        return [row for _, slices in self.units for row, _ in slices]
+        return [row for _, _, slices in self.units for row, _ in slices]
 
 
 def heeded_slices(source: Source) -> dict[str, list[Heeded]]:
@@ -55,17 +56,17 @@ def _heeded(source: Source, method: str, result: Result) -> Heeded | None:
     truth = judged.truth
     # Of two classes the positive one; else whichever is likeliest, or the greatest number.
     at = judged.proba[:, 1] if truth.kind == "binary" else np.nanmax(judged.proba, axis=1)
-    units: list[tuple[str, list[tuple[int, float]]]] = []
+    units: list[tuple[int, str, list[tuple[int, float]]]] = []
     for i in np.argsort(-at, kind="stable").tolist():
         slices = [each for each in heeded.get(judged.ids[i], ()) if each[0] in live]
         if slices and len(units) < MOST_UNITS:
-            units.append((_verdict(judged, i), slices))
+            units.append((i, _verdict(judged, i), slices))
     title = declared(method).title
     about = (
         f"Of the {len(units)} of {len(ids)} test units with the highest numbers, the slices that "
         f"counted most (all of a unit's add up to 1)."
     )
-    return Heeded(f"Slices that mattered: {title}", about, tuple(units))
+    return Heeded(f"Slices that mattered: {title}", about, judged, tuple(units))
 
 
 def _verdict(judged: Judged, i: int) -> str:

@@ -33,11 +33,23 @@ class Patches:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """A rectangle on a picture, in pixels of the slice; size: width and height of the picture."""
+
+    size: tuple[int, int]
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
 class Case:
     """A test unit to look at. row: of the slice that is shown; about: what is said of it.
 
     picture: WebP; None where its file cannot be read here. neighbours: the nearest slices of other
-    patients. patches: what is like each patch of the picture; None where nobody knows.
+    patients. patches: what is like each patch of the picture; None where nobody knows. part: what
+    of the slice the unit is, such as a structure; "" for all of it. mark: where that lies.
     """
 
     row: int
@@ -45,6 +57,13 @@ class Case:
     picture: bytes | None
     neighbours: tuple[Case, ...] = ()
     patches: Patches | None = None
+    part: str = ""
+    mark: Mark | None = None
+
+    @property
+    def name(self) -> str:
+        """What the page calls it: its slice's row, and which part of that it is."""
+        return f"row {self.row}, {self.part}" if self.part else f"row {self.row}"
 
     @property
     def address(self) -> str:

@@ -18,7 +18,7 @@ import math
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,7 @@ from pipeline.segmentation.geometry import Labels, Placement, Shown, to_input
 from pipeline.segmentation.placement import placement_of
 from pipeline.shared.paths import unescape_path
 from pipeline.shared.pseudonyms import Names
+from pipeline.shared.texts import count
 from stores._disk import CHECKSUM, files_in, sha256, write_checked
 from stores.errors import CorruptStoreError, LabelError, UnreadableError
 from stores.features import FeatureStore
@@ -52,6 +53,8 @@ log = logging.getLogger(__name__)
 # Goes up when the same files give other labels.
 CONTRACT = 1
 _PACK_BYTES = 2**26
+# Structures of a file that a message names.
+_MOST_NAMES = 8
 # What a pack is called.
 _PACK = re.compile(r"[0-9a-f]{16}")
 # Of the columns below, those that say what the network's input shows of a slice.
@@ -549,10 +552,17 @@ def _structures_drawn(file: MaskFile, masks: Masks) -> list[int]:
     ]
     if not there:
         named = ", ".join(map(repr, masks.values))
-        raise UnreadableError(
-            "unsupported", f"has {len(file.segments)} structures, and none of {named}"
-        )
+        has = count(len(file.segments), "structure")
+        names = f" ({_names(file.segments.values())})" if file.segments else ""
+        raise UnreadableError("unsupported", f"has {has}{names}, and none of {named}")
     return there
+
+
+def _names(labels: Collection[str]) -> str:
+    """Return what structures are called, the first of many, as a message may have it."""
+    shown = ", ".join(map(repr, list(labels)[:_MOST_NAMES]))
+    more = len(labels) - _MOST_NAMES
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def _encode(values: NDArray[np.int64], label_of: Callable[[int], int]) -> Labels:
@@ -569,6 +579,8 @@ class _NamedValues:
 
     def __init__(self, masks: Masks, segments: dict[int, str]) -> None:
         assert isinstance(masks.values, dict)
+        self._values = masks.values
+        self._segments = segments
         self._labels = {0: 0}
         numbers = {label: number for number, label in segments.items()}
         for value, name in masks.values.items():
@@ -580,10 +592,11 @@ class _NamedValues:
     def label_of(self, value: int) -> int:
         """Return the label value of a file's value. Raises UnreadableError."""
         if value not in self._labels:
+            segment = self._segments.get(value)
+            held = f"the value {value}" if segment is None else f"the segment {segment!r} ({value})"
+            named = ", ".join(repr(each) for each in self._values if each)
             raise UnreadableError(
-                "unsupported",
-                f"holds the value {value}, which `values` does not name: it names "
-                f"{', '.join(str(each) for each in self._labels if each)}",
+                "unsupported", f"holds {held}, which `values` does not name: it names {named}"
             )
         return self._labels[value]
 

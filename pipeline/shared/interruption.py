@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
 # How long a process that is told to end may take before the next signal ends it as `kill -9` does.
 PATIENCE_S = 10.0
+# What an interruption leaves, as those say who are at work, the outermost first.
+_left: list[Callable[[], str]] = []
+
+
+@contextlib.contextmanager
+def leaving_behind(say: Callable[[], str]) -> Iterator[None]:
+    """Have an interruption within this block told of in these words: those of the outermost."""
+    _left.append(say)
+    try:
+        yield
+    finally:
+        _left.remove(say)
+
+
+def left_behind() -> str:
+    """Return what an interruption leaves now, in a sentence."""
+    if _left:
+        return _left[0]()
+    return "What was committed is kept; the same command goes on from there."
 
 
 def end_in_order(*numbers: int, say: Callable[[], None] = lambda: None) -> None:

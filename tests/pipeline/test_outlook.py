@@ -292,8 +292,8 @@ def test_masks_that_name_their_images_are_joined_by_it(
     ]
     assert lines_of(values={"GTV-1": "tumour"}) == [
         joined,
-        "Masks tumour: 1 of 1 mask looked at, 1 cannot be used: it has 2 structures, and none of "
-        "'GTV-1' (1).",
+        "Masks tumour: 1 of 1 mask looked at, 1 cannot be used: it has 2 structures "
+        "('GTV', 'BODY'), and none of 'GTV-1' (1).",
     ]
     (refused,) = lines_of(values="tumour", root="data")
     assert "no DICOM segmentation or structure set" in refused

@@ -21,6 +21,7 @@ import pydicom
 import pytest
 import yaml
 from numpy.typing import NDArray
+from PIL import Image
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
@@ -43,7 +44,12 @@ from pipeline.fitted.sources import Source
 from pipeline.io.decode import read_slices
 from pipeline.outlook import outlook_of
 from pipeline.recipe import Preprocess
+from pipeline.report.cases import task_cases
+from pipeline.report.models import Mark
 from pipeline.report.page import write_report
+from pipeline.report.regions import RegionPlaces
+from pipeline.report.sources import Source as ReportSource
+from pipeline.report.sources import open_sources
 from pipeline.results import Result
 from pipeline.segmentation.coverage import coverage
 from pipeline.segmentation.crops import write_crops
@@ -670,6 +676,48 @@ def test_a_picture_of_the_report_knows_what_its_patches_are_like(lungs: Path, pa
         assert near["cosine"][patch, 0] == pytest.approx(100 * each.max(), abs=1)
         first = others[near["picture"][patch, 0]]
         assert unit[first, near["patch"][patch, 0]] @ unit[row, patch] == pytest.approx(each.max())
+
+
+def test_the_report_says_which_structure_a_case_is_and_where_it_lies(lungs: Path) -> None:
+    """By the whole image both lungs of one are alike, so that half of them are told wrong."""
+    config = regions_config(lungs, {"white": region_task("whole")}, labels=by_lung(lungs))
+    update_regions(config)
+    evaluate(config, ["knn"])
+    (source,) = open_sources([write_yaml(lungs, config)])
+    cases = [case for group in task_cases(source, None, {})["white"] for case in group.cases]
+    assert {case.part for case in cases} == {*LUNGS.values()}
+    assert cases[0].name == f"row {cases[0].row}, {cases[0].part}"
+    values = {name: value for value, name in LUNGS.items()}
+    paths = source.names.revealed(source.slices)["path"].to_pylist()
+    for case in cases:
+        mask = np.asarray(Image.open(lungs / "masks" / Path(paths[case.row]).name))
+        y, x = np.nonzero(mask == values[case.part])
+        size = (SIDE, SIDE)
+        assert case.mark == Mark(size, x.min(), y.min(), np.ptp(x) + 1, np.ptp(y) + 1)
+
+
+def test_a_region_of_a_volume_is_shown_by_the_slice_with_most_of_it(
+    ct: tuple[Path, NDArray[np.uint8]],
+) -> None:
+    root, labels = ct
+    config = ct_config(root, "mean")
+    update_regions(config)
+    store = FeatureStore.open(config.store)
+    places = RegionPlaces.of(ReportSource("ct", store, config), "organ")
+    assert places is not None
+    for name in places.pieces:
+        row = places.row(name)
+        assert row is not None
+        counts = (labels == {"liver": 1, "spleen": 2}[name.partition(":")[2]]).sum(axis=(1, 2))
+        assert row in places.pieces[name]
+        assert counts.max() == places.pieces[name][row]["pixels"]
+        mark = places.mark(name, row)
+        assert mark is not None
+        assert (mark.width, mark.height) == {"liver": (15, 7), "spleen": (3, 3)}[
+            name.partition(":")[2]
+        ]
+    # Of a slice without it there is nothing to draw.
+    assert places.mark(next(iter(places.pieces)), 0) is None
 
 
 # --- boxes ---------------------------------------------------------------------------------------

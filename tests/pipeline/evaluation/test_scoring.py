@@ -103,6 +103,12 @@ def test_every_table_names_the_positive_and_how_many_carry_it(root: Path, tmp_pa
     pairs = [(results[1], differences)]
     show_differences(Console(file=into, width=250), pairs, ("a network", "another"))
     assert named in into.getvalue()
+    assert "No p: DeLong's" not in into.getvalue()
+    without = [each.model_copy(update={"p": None}) for each in differences]
+    into = io.StringIO()
+    show_differences(Console(file=into, width=250), [(results[1], without)], ("mean", "whole"))
+    assert "Second (whole) less first (mean)" in into.getvalue()
+    assert "No p: DeLong's is of AUROCs of one model" in into.getvalue()
     source = Source("s", FeatureStore.open(store), None)
     lines = tables.lines_of([source])
     assert named in tables.markdown(lines, random=False)

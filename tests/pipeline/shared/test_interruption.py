@@ -12,7 +12,7 @@ import pytest
 
 from pipeline import cli
 from pipeline.shared import interruption
-from pipeline.shared.interruption import end_in_order, pass_over
+from pipeline.shared.interruption import end_in_order, leaving_behind, pass_over
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
@@ -68,3 +68,15 @@ def test_a_signal_behind_the_last_word_of_a_command_is_no_fault(
     assert ended.value.code == 0
     for number in NUMBERS:  # while Python ends its threads, and would print a traceback
         signal.raise_signal(number)
+
+
+def test_an_interruption_says_what_the_outermost_work_leaves(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with leaving_behind(lambda: "Nothing is kept."), leaving_behind(lambda: "All is kept."):
+        cli._say_interrupted()
+    cli._say_interrupted()
+    assert capsys.readouterr().err == (
+        "Interrupted. Nothing is kept.\n"
+        "Interrupted. What was committed is kept; the same command goes on from there.\n"
+    )
