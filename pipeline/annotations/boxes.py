@@ -18,6 +18,8 @@ from stores.errors import LabelError
 
 # What is in a box, where no column says it.
 BOX = "box"
+# What messages call the file.
+TABLE = "table of boxes"
 # Across, down, and from slice to slice: where a box begins, and where it ends.
 _PLANE = ("x0", "x1", "y0", "y1")
 _DEPTH = ("z0", "z1")
@@ -48,10 +50,10 @@ class BoxTable:
 @functools.lru_cache(maxsize=4)
 def _read(settings: Boxes, changed: int) -> BoxTable:
     names = [settings.key, *_PLANE, *([settings.structure] if settings.structure else [])]
-    table = read_table(settings.file, names)
+    table = read_table(settings.file, names, TABLE)
     columns = dict(table.columns)
     try:
-        columns |= read_table(settings.file, _DEPTH).columns
+        columns |= read_table(settings.file, _DEPTH, TABLE).columns
     except LabelError:  # images of one slice each need none
         columns |= {name: [""] * len(columns[settings.key]) for name in _DEPTH}
     if table.comma:
@@ -95,11 +97,19 @@ def _box(settings: Boxes, number: int, cells: dict[str, str]) -> BoxRow:
 
 
 def _ends(cells: dict[str, str], axis: str) -> Ends:
-    first, last = (cells[f"{axis}{end}"] for end in "01")
+    names = (f"{axis}0", f"{axis}1")
+    first, last = map(_number, names, (cells[name] for name in names))
+    if first >= last:
+        raise ValueError(f"{names[0]} {cells[names[0]]} must be below {names[1]} {cells[names[1]]}")
+    return first, last
+
+
+def _number(name: str, cell: str) -> float:
+    """Return the number of a cell. Raises ValueError for any other."""
     try:
-        ends = (float(first), float(last))
+        number = float(cell)
     except ValueError:
-        raise ValueError(f"{axis}0 {first!r} and {axis}1 {last!r} are no numbers") from None
-    if not all(map(math.isfinite, ends)) or ends[0] >= ends[1]:
-        raise ValueError(f"{axis}0 {first} must be below {axis}1 {last}")
-    return ends
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{name} {cell!r} is no number")
+    return number

@@ -363,7 +363,8 @@ def _by_place(file: MaskFile, images: Sequence[Header]) -> PlaneNumbers:
             raise UnreadableError(
                 "unsupported",
                 f"has no plane at {image.position_mm:.1f} mm, where its image has a slice; its "
-                f"planes lie from {positions.min():.1f} to {positions.max():.1f} mm",
+                f"planes lie from {positions.min():.1f} to {positions.max():.1f} mm: save it with "
+                "a plane for every slice, empty where nothing is drawn",
             )
     return tuple(numbers)
 
@@ -402,5 +403,6 @@ def _check_sizes(mask: tuple[int, int], image: tuple[int, int]) -> None:
     if mask != image:
         raise UnreadableError(
             "unsupported",
-            f"is {mask[0]} x {mask[1]} pixels, its image {image[0]} x {image[1]}",
+            f"is {mask[0]} x {mask[1]} pixels, its image {image[0]} x {image[1]}: save "
+            "it at the size of its image",
         )

@@ -58,13 +58,13 @@ class TextTable:
     lists_files: bool = False
 
 
-def read_table(path: Path, names: Sequence[str]) -> TextTable:
+def read_table(path: Path, names: Sequence[str], what: str = "label file") -> TextTable:
     """Return the columns of those names, in whichever case the file has them.
 
-    Raises LabelError where there is no file or column, and where the file cannot be read: it says
-    in which line, and why.
+    what: messages call the file. Raises LabelError where there is no file or column, and where the
+    file cannot be read: it says in which line, and why.
     """
-    with _as_label_error(path):
+    with _as_label_error(path, what):
         with path.open("rb") as file:
             start = file.read(len(_ZIP))
         if start == _PARQUET or path.suffix.lower() in (".parquet", ".pq"):
@@ -90,40 +90,43 @@ def header_of(path: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def _as_label_error(path: Path) -> Iterator[None]:
-    """Raise LabelError in the place of what a file of labels cannot be read for."""
+def _as_label_error(path: Path, what: str = "label file") -> Iterator[None]:
+    """Raise LabelError in the place of what a table cannot be read for."""
     try:
         yield
     except FileNotFoundError:
         raise LabelError(
-            f"There is no label file {str(path)!r}; set labels.file to a CSV, .xlsx or Parquet."
+            f"There is no {what} {str(path)!r}; set labels.file to a CSV, .xlsx or Parquet."
         ) from None
+    except _ColumnError as error:
+        raise LabelError(f"The {what} {str(path)!r} has {error}") from None
     except (_UnreadError, OSError) as error:
         why = getattr(error, "strerror", None) or str(error)
-        raise LabelError(f"The label file {str(path)!r} cannot be read: {why}.") from None
+        raise LabelError(f"The {what} {str(path)!r} cannot be read: {why}.") from None
 
 
 class _UnreadError(Exception):
     """Why a file is no table, in words without a cell of it."""
 
 
+class _ColumnError(Exception):
+    """Which column a table does not have, or has twice, and what to do."""
+
+
 # --- columns -------------------------------------------------------------------------------
 
 
-def _places(path: Path, names: Sequence[str], there: Sequence[str]) -> list[int]:
-    """Return where each name stands among the columns, in any case. Raises LabelError."""
+def _places(names: Sequence[str], there: Sequence[str]) -> list[int]:
+    """Return where each name stands among the columns, in any case. Raises _ColumnError."""
     places = []
     for name in names:
         of_name = places_of(name, there)
         if len(of_name) > 1:
-            raise LabelError(
-                f"The label file {str(path)!r} has {len(of_name)} columns {name!r}, in one case or "
-                "several. Rename all but one."
+            raise _ColumnError(
+                f"{len(of_name)} columns {name!r}, in one case or several. Rename all but one."
             )
         if not of_name:
-            raise LabelError(
-                f"The label file {str(path)!r} has no column {name!r}. {hint(name, names, there)}"
-            )
+            raise _ColumnError(f"no column {name!r}. {hint(name, names, there)}")
         places += of_name
     return places
 
@@ -220,7 +223,7 @@ def _csv_in(path: Path, names: Sequence[str], encoding: str) -> TextTable:
     with io.TextIOWrapper(_opened(path), encoding, newline="") as file:
         records = _records(file, separator)
         _, header = next(records, (1, []))
-        places = _places(path, names, header)
+        places = _places(names, header)
         columns: list[list[str]] = [[] for _ in names]
         width = len(header)
         appends = [(column.append, place) for column, place in zip(columns, places, strict=True)]
@@ -287,8 +290,8 @@ def _excel(path: Path, names: Sequence[str]) -> TextTable:
         except Exception:  # of a file within the archive: openpyxl says whichever went wrong first
             raise _UnreadError("it is an archive, but no whole Excel workbook (.xlsx)") from None
         try:
-            return _sheet_of(path, names, book.worksheets)
-        except LabelError:
+            return _sheet_of(names, book.worksheets)
+        except (_ColumnError, _UnreadError):
             raise
         except Exception:  # in words that may have a cell in them
             raise _UnreadError("its workbook is torn") from None
@@ -296,7 +299,7 @@ def _excel(path: Path, names: Sequence[str]) -> TextTable:
             book.close()
 
 
-def _sheet_of(path: Path, names: Sequence[str], sheets: Iterable[Any]) -> TextTable:
+def _sheet_of(names: Sequence[str], sheets: Iterable[Any]) -> TextTable:
     headers: list[list[str]] = []
     for number, sheet in enumerate(sheets, 1):
         # The file is closed only once no rows are on their way out of it.
@@ -305,7 +308,7 @@ def _sheet_of(path: Path, names: Sequence[str], sheets: Iterable[Any]) -> TextTa
             if not all(places_of(name, header) for name in names):
                 headers.append(header)
                 continue
-            places = _places(path, names, header)
+            places = _places(names, header)
             columns: list[list[str]] = [[] for _ in names]
             for row in rows:
                 for place, column in zip(places, columns, strict=True):
@@ -316,7 +319,7 @@ def _sheet_of(path: Path, names: Sequence[str], sheets: Iterable[Any]) -> TextTa
     by_most = max(
         headers, key=lambda header: sum(bool(places_of(n, header)) for n in names), default=[]
     )
-    _places(path, names, by_most)
+    _places(names, by_most)
     raise AssertionError("a sheet that has all columns was passed over")
 
 
@@ -354,7 +357,7 @@ def _parquet(path: Path, names: Sequence[str]) -> TextTable:
     try:
         file = ParquetFile(pa.memory_map(str(path)).read_buffer())
         there = file.schema.names
-        columns = [there[place] for place in _places(path, names, there)]
+        columns = [there[place] for place in _places(names, there)]
         table = file.read(list(dict.fromkeys(columns)))
         texts = [_parquet_texts(table.column(column)) for column in columns]
     except CorruptStoreError as error:  # what would take too much memory

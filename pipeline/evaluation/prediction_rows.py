@@ -45,6 +45,8 @@ PREDICTION_SCHEMA = pa.schema(
         # a probability, or the number
         ("predicted", pa.float64()),
         ("called_from", pa.float64()),
+        # whose model predicted it; null where one did
+        ("fold", pa.int64()),
     ]
 )
 
@@ -65,7 +67,7 @@ def prediction_rows(config: Config, results: Sequence[Result]) -> pa.Table:
 
 
 def _rows(store: FeatureStore, result: Result, units: _UnitNames) -> pa.Table:
-    truth, proba, _ = read_predictions(store.path, result)
+    truth, proba, fold = read_predictions(store.path, result)
     thresholds = read_thresholds(store.path, result)
     ids = predicted_units(store.path, result)
     paths, keys = units.of(result.level, ids)
@@ -83,6 +85,7 @@ def _rows(store: FeatureStore, result: Result, units: _UnitNames) -> pa.Table:
             "truth": _truth(truth, j),
             "predicted": proba[:, j],
             "called_from": pa.array(thresholds[:, j], pa.float64(), from_pandas=True),
+            "fold": [None] * n if fold is None else fold,
         }
         pieces.append(pa.table(columns, schema=PREDICTION_SCHEMA))
     return pa.concat_tables(pieces)

@@ -173,8 +173,14 @@ def _answers(source: Source) -> Iterator[ReportFinding]:
     if stale:
         text = f"Computed before the store last changed: {'; '.join(stale)}. Evaluate again."
         yield ReportFinding("stale", "warn", text)
-    if source.unfitting:
-        others = "; ".join(map(_query, source.unfitting))
+    unasked = [each for each in source.unfitting if not _is_asked(source, each)]
+    if unasked:
+        others = "; ".join(map(_query, unasked))
+        text = f"Answers on file to what the config does not ask are not shown: {others}."
+        yield ReportFinding("stale", "note", text)
+    unfitting = [each for each in source.unfitting if _is_asked(source, each)]
+    if unfitting:
+        others = "; ".join(map(_query, unfitting))
         text = (
             f"Answers on file that do not fit {_what_counts(source)} are not shown, since they are "
             "of other labels, another split, other settings or an earlier state of the store: "
@@ -199,6 +205,15 @@ def _answers(source: Source) -> Iterator[ReportFinding]:
 def _what_counts(source: Source) -> str:
     """Return what the answers on the page fit."""
     return "the config" if source.config else "the newest of their task"
+
+
+def _is_asked(source: Source, answer: Result | Segmented) -> bool:
+    """Return whether the config asks what was answered; without one, everything counts as asked."""
+    config = source.config
+    if config is None or not config.tasks:
+        return True
+    # A shortcut's task has its column behind the task's name.
+    return answer.task.partition("/")[0] in config.tasks or answer.task in config.masks
 
 
 def _vague(result: Result) -> bool:

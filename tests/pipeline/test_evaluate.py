@@ -227,6 +227,10 @@ def test_predictions_for_people_are_by_path(root: Path) -> None:
     assert (sick["truth"] == (labels.loc[sick.index, "signal"] == "sick")).all()
     assert roc_auc_score(sick["truth"], sick["predicted"]) == pytest.approx(auroc(result)[1])
     assert rows["key"].isna().all()
+    assert rows["fold"].isna().all()
+    in_folds = config(root, "signal", split={"kind": "kfold", "folds": 3})
+    rows = prediction_rows(in_folds, evaluate(in_folds, ["knn"])).to_pandas()
+    assert {*rows["fold"]} == {0, 1, 2}
 
 
 def test_two_heads_are_compared_on_the_same_units_only(root: Path) -> None:

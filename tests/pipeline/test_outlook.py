@@ -256,7 +256,8 @@ def test_masks_are_looked_into_for_values_and_sizes(tmp_path: Path) -> None:
     assert outlook.lines()[-2:] == [
         "Masks lung: 60 of 60 slices have a mask.",
         "Masks lung: 50 of 60 masks looked at, 50 cannot be used: it holds the value 255, which "
-        "`values` does not name: it names 1 (46); it is 20 x 28 pixels, its image 28 x 28 (4).",
+        "`values` does not name: it names 1 (46); it is 20 x 28 pixels, its image 28 x 28: save it "
+        "at the size of its image (4).",
     ]
     assert not outlook.answerable
     masks["lung"]["values"] = {255: "lung", 2: "heart"}

@@ -826,6 +826,12 @@ def test_a_table_of_no_box_says_so(ct: tuple[Path, NDArray[np.uint8]], tmp_path:
     boxes = {"nodules": config.boxes["nodules"].model_copy(update={"file": tmp_path / "boxes.csv"})}
     with pytest.raises(LabelError, match="No box of .* data row 1: its image is not in the store"):
         update_regions(config.model_copy(update={"boxes": boxes}))
+    write_csv(tmp_path / "boxes.csv", path=["p1"], what=["a"], x0=[0], x1=["b"], y0=[0], y1=[1])
+    with pytest.raises(LabelError, match="data row 1: x1 'b' is no number"):
+        update_regions(config.model_copy(update={"boxes": boxes}))
+    write_csv(tmp_path / "boxes.csv", path=["p1"], what=["a"], x=[0], y=[1])
+    with pytest.raises(LabelError, match="The table of boxes .* has no column 'x0'"):
+        update_regions(config.model_copy(update={"boxes": boxes}))
     (tmp_path / "boxes.csv").unlink()
     with pytest.raises(LabelError, match="cannot be read: No such file.* Set `file` of these"):
         update_regions(config.model_copy(update={"boxes": boxes}))
@@ -937,6 +943,14 @@ def test_structures_of_dicom_are_the_regions_of_the_same_nifti(
         found.append(regions.index.select(["row", "structure", "pixels", "coverage"]).to_pylist())
     assert found[0] == found[1]
     assert {each["structure"] for each in found[0]} == {*VALUES.values(), None}
+    # What the file has is named, where `values` names something else.
+    misnamed = Masks(root=masks, by="uid", values={"tumour": "tumour"})
+    has = {
+        "segmentation": r"the segment 'liver' \(1\), which `values` does not name: it names ",
+        "structure set": r"has 2 structures \('liver', 'spleen'\), and none of ",
+    }
+    with pytest.raises(LabelError, match=f"{has[kind]}'tumour'"):
+        update_regions(config.model_copy(update={"masks": {"organs": misnamed}}))
 
 
 def test_attention_weighs_the_slices_of_a_region(tmp_path: Path) -> None:

@@ -265,7 +265,8 @@ def test_bad_masks_are_named_and_counted_and_the_others_kept(tmp_path: Path) -> 
     assert np.array_equal(kept.labels(0), good)
     details = [bad.detail for bad in kept.unusable]
     assert len(details) == 4
-    assert details[0] == "is 30 x 30 pixels, its image 40 x 30"
+    size = "is 30 x 30 pixels, its image 40 x 30: save it at the size of its image"
+    assert details[0] == size
     assert "holds the value 5, which `values` does not name" in details[1]
     # Paths are hidden as the images' are.
     assert all(".png" not in bad.source for bad in kept.unusable)

@@ -366,6 +366,13 @@ def test_answers_of_other_labels_are_named_and_not_drawn(tmp_path: Path) -> None
     (said,) = [f.text for f in findings(source, take_stock(source)) if f.kind == "stale"]
     assert "sick by Linear probe" in said
     assert "kNN" not in said
+    # Nor is there anything to evaluate again of a task that the config has no more.
+    renamed = tmp_path / "renamed.yaml"
+    renamed.write_text(first.read_text().replace("sick:", "ill:", 1))
+    (source,) = open_sources([renamed])
+    (said,) = [f.text for f in findings(source, take_stock(source)) if f.kind == "stale"]
+    assert "what the config does not ask" in said
+    assert "Evaluate again" not in said
     # Of a folder no config says which fit; `compare` takes of a config those that do.
     (folder,) = open_sources([tmp_path / "store"])
     assert {r.provenance.labels for r in folder.results.values()} == {other.provenance.labels}
