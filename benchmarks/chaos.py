@@ -3,10 +3,11 @@
     .venv/bin/python -m benchmarks.chaos --runs 50
 
 Each run embeds the same small collection into a store of its own with `radprobe extract`, killed
-(-9) at random moments and started again until one ends by itself. A moment lies between the first
-claim of a process and the end of an undisturbed run, so that every kill falls within the work; how
-many parts were committed at each is printed. Every fifth run has two processes at once, one of them
-killed; every seventh starts on a file system too small for the store, which is enlarged when a
+(-9) at random moments and started again until one ends by itself. A moment lies behind the first
+claim of a process and behind a random one of the parts that are left, so that every kill falls
+within the work, however busy the machine is; how many parts were committed at each is printed.
+Every second run reads files in the process itself. Every fifth has two processes at once, one of
+them killed; every seventh starts on a file system too small for the store, which is enlarged when a
 process has said so (a tmpfs: needs root, is passed over without it). At the end the features must
 be those of an undisturbed run, bit for bit, and verify must find nothing.
 """
@@ -88,7 +89,7 @@ def chaos(folder: Path, runs: int, seed: int, patients: int = 10) -> Iterator[Ru
     for name in ("warm", "calm"):  # the first reads everything from the disk
         calm_s = undisturbed(config, folder / name)
     calm = FeatureStore.open(folder / "calm/store")
-    parts = len(list((calm.path / PARTS).iterdir()))
+    parts = committed(folder / "calm")
     print(f"undisturbed: {calm_s:.1f} s of work, {len(calm.slices())} slices, {parts} parts")
     print(f"{'run':>3} {'kind':<10} {'starts':>6} {'full':>4} {'s':>5}  bits  verify  kills")
     for number in range(1, runs + 1):
@@ -96,7 +97,7 @@ def chaos(folder: Path, runs: int, seed: int, patients: int = 10) -> Iterator[Ru
         began = time.perf_counter()
         place = folder / f"run{number}"
         with disk(place, size(calm.path), small=run.kind == "full disk") as enlarge:
-            disturb(config, place, run, rng, calm_s, enlarge)
+            disturb(config, place, run, rng, parts, calm_s / parts, enlarge)
             run.equal, run.clean = compare(calm, place / "store")
         run.seconds = time.perf_counter() - began
         kills = ", ".join(f"{committed}/{parts}" for committed in run.committed)
@@ -128,19 +129,29 @@ def undisturbed(config: str, place: Path) -> float:
 
 
 def disturb(
-    config: str, place: Path, run: Run, rng: random.Random, calm_s: float, enlarge: list[str]
+    config: str,
+    place: Path,
+    run: Run,
+    rng: random.Random,
+    parts: int,
+    part_s: float,
+    enlarge: list[str],
 ) -> None:
-    """Start and kill extractions until one ends well."""
+    """Start and kill extractions until one ends well; parts: of a store that is whole."""
     log = log_of(place)
+    workers = ("--workers", "0") if run.number % 2 else ()
     for attempt in range(MAX_STARTS):
         log.unlink(missing_ok=True)
-        others = [start(config, place) for _ in range(run.kind == "two at once")]
-        process = start(config, place)
+        others = [start(config, place, *workers) for _ in range(run.kind == "two at once")]
+        process = start(config, place, *workers)
         wait_for_claim(process, place)
+        most = rng.randrange(committed(place), max(parts, committed(place) + 1))
+        while committed(place) < most and ended(process) is None:
+            time.sleep(_LOOK_S)
         # Later attempts are let live longer, so that every run ends.
-        code = kill_after(process, rng.uniform(0, calm_s * (1 + attempt / 4)))
+        code = kill_after(process, rng.uniform(0, part_s * (1 + attempt / 4)))
         if code == -signal.SIGKILL:
-            run.committed.append(len(list((place / "store" / PARTS).glob("*.json"))))
+            run.committed.append(committed(place))
         for other in others:
             wait_for_end(other)
         if code == 0:
@@ -155,17 +166,23 @@ def disturb(
     raise RuntimeError(f"run {run.number} did not end in {MAX_STARTS} starts: {run.exits}; {text}")
 
 
+def committed(place: Path) -> int:
+    """Return how many parts of the store in a folder are committed."""
+    return len(list((place / "store" / PARTS).glob("*.json")))
+
+
 # --- processes ---------------------------------------------------------------------------------
 
 
-def start(config: str, place: Path) -> int:
+def start(config: str, place: Path, *options: str) -> int:
     """Start one extraction into the store of a folder, forked from this process."""
     pid = os.fork()
     if pid:
         return pid
     code = 1
     try:
-        radprobe(place, "extract", config, "--store", str(place / "store"), "--device", "cpu")
+        store = str(place / "store")
+        radprobe(place, "extract", config, "--store", store, "--device", "cpu", *options)
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else code
     finally:

@@ -429,7 +429,7 @@ class Recipe(Frozen):
             )
         if self.blocks > depth:
             raise ValueError(
-                f"blocks must be at most the depth {depth}. Got {self.blocks} instead."
+                f"outputs.blocks must be at most the depth {depth}. Got {self.blocks} instead."
             )
         if len(set(self.outputs)) != len(self.outputs) or not self.outputs:
             raise ValueError(f"outputs must be one or more, each once. Got {self.outputs} instead.")

@@ -21,7 +21,7 @@ from stores._disk import (
 )
 from stores.claims import Holder
 from stores.errors import REPAIR, ClaimedError, CorruptStoreError, OccupiedError
-from stores.inside import inside
+from stores.inside import inside, removable
 
 
 def linked_place(folder: Path) -> Path:
@@ -138,7 +138,7 @@ class LocalFolder:
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove those of some files that are there."""
-        paths = [inside(self.folder, name) for name in names]
+        paths = [removable(self.folder, name) for name in names]
         with writing(self.folder):
             for path in paths:
                 path.unlink(missing_ok=True)

@@ -52,13 +52,29 @@ def inside(root: Path, name: str) -> Path:
 
     Raises CorruptStoreError where the name, or a link on the way, leads out of the store.
     """
+    _check_name(root, name)
+    check_links(root, name)
+    return root / name
+
+
+def removable(root: Path, name: str) -> Path:
+    """Return the path of a file of the store that is to go; a link goes itself, wherever it leads.
+
+    Raises CorruptStoreError where the name, or a link among its folders, leads out of the store.
+    """
+    _check_name(root, name)
+    folder, _, _ = name.rpartition("/")
+    if folder:
+        check_links(root, folder)
+    return root / name
+
+
+def _check_name(root: Path, name: str) -> None:
     if not is_store_name(name):
         raise CorruptStoreError(
             f"{name!r} is no name of a file of a store, and {str(root)!r} has it. It was altered, "
             "or made to harm: take the store from where it came, again."
         )
-    check_links(root, name)
-    return root / name
 
 
 def check_links(root: Path, name: str, checked: str = "") -> None:

@@ -35,7 +35,7 @@ from stores._disk import (
 )
 from stores.contents import COPIES, FEATURES, MANIFEST, TOP_FILES, folder_of
 from stores.errors import CorruptStoreError
-from stores.inside import inside, is_store_name
+from stores.inside import inside, is_store_name, removable
 
 _TRIES = 5
 _REPAIR = "Run `radprobe verify --repair` on the store."
@@ -174,7 +174,7 @@ def mend(root: Path) -> list[str]:
                 mended.append(place)
     unnamed = unnamed_copies(root)
     for copy in unnamed:
-        inside(root, copy).unlink()
+        removable(root, copy).unlink()
     if unnamed:  # they may be of a table that a purge has emptied
         sync_folder(root / COPIES)
     return mended

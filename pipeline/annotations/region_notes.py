@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from pipeline.annotations.regions import EXAMPLES, Regions, region_name
 from pipeline.shared.texts import count
+from stores.features import OK, FeatureStore
 
 # Of its pixels, from which share outside the input on a region is told of.
 _MOST_OUTSIDE = 0.5
@@ -29,8 +30,10 @@ class _Region:
     weight: float = 0.0
 
 
-def region_notes(regions: Regions, structures: Sequence[str], slices: pa.Table) -> Iterator[str]:
-    """Yield what there is to say of some structures; slices: SLICE_SCHEMA, those with features."""
+def region_notes(regions: Regions, structures: Sequence[str], store: FeatureStore) -> Iterator[str]:
+    """Yield what there is to say of some structures, in those slices of a store with features."""
+    slices = store.slices(["row", "series"])
+    slices = slices.filter(pa.array(store.status()[slices["row"].to_numpy()] == OK))
     live = set(slices["row"].to_pylist())
     index = [piece for piece in regions.index.to_pylist() if piece["row"] in live]
     # A table says where boxes are, and of no image that it has none.
@@ -40,6 +43,13 @@ def region_notes(regions: Regions, structures: Sequence[str], slices: pa.Table) 
         what = "box" if of_boxes else "mask"
         counted = count(len(faults), what, "boxes" if of_boxes else "")
         yield f"{counted} cannot be used, first {'; '.join(faults[:EXAMPLES])}"
+    if regions.cut:
+        shown = ", ".join(map(str, regions.cut[:EXAMPLES]))
+        verb = "ends" if len(regions.cut) == 1 else "end"
+        yield (
+            f"{count(len(regions.cut), 'box', 'boxes')} {verb} outside of the image or volume, of "
+            f"which alone the regions are, first data row {shown}"
+        )
     every = _gathered(index, structures)
     if not of_boxes:
         yield from _empty(index, every, structures)

@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.annotations.boxes import read_boxes
 from pipeline.annotations.unit_level import UnitLevel
 from pipeline.config.regions import RegionChoice
 from pipeline.config.root import Config
@@ -52,9 +53,10 @@ INDEX_SCHEMA = pa.schema(
 POOLS = ("mean", "max", "square")
 # Of a patch, from which share on the greatest number is asked of it (see `RegionChoice.pool`).
 COVERED = 0.5
-# Under which the index keeps what is wrong with masks, which state of the store it is of, and the
-# names of the masks' structures.
+# Under which the index keeps what is wrong with masks, the boxes that end outside of their image,
+# which state of the store it is of, and the names of the masks' structures.
 _FAULTS = b"unusable_masks"
+_CUT = b"cut_boxes"
 _STORE = b"store"
 _STRUCTURES = b"structures"
 FEATURES = ".features.parquet"
@@ -64,6 +66,23 @@ EXAMPLES = 3
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Texts = NDArray[np.str_]
+
+
+def structures_of(config: Config, choice: RegionChoice) -> tuple[str, ...]:
+    """Return the structures that are chosen, by their names; of all where none is named.
+
+    Raises ConfigError for one that no box is called by: a config knows its masks' alone.
+    """
+    if choice.masks is not None:
+        return choice.structures or config.masks[choice.masks].classes[1:]
+    there = read_boxes(config.boxes[choice.name]).structures
+    unknown = [name for name in choice.structures if name not in there]
+    if unknown:
+        raise ConfigError(
+            f"`structures` must name what is in the boxes {choice.name}. Got {unknown[0]!r} "
+            f"instead; they have {', '.join(there) or 'none'}."
+        )
+    return choice.structures or there
 
 
 def index_path(config: Config, choice: RegionChoice) -> Path:
@@ -95,13 +114,19 @@ def coverages_digest(index: pa.Table) -> str:
 
 
 def with_origin(
-    index: pa.Table, faults: list[str], store: str, structures: tuple[str, ...]
+    index: pa.Table, faults: list[str], cut: list[int], store: str, structures: tuple[str, ...]
 ) -> pa.Table:
     """Return an index that says which masks cannot be used, a sentence each, and what it is of.
 
-    store: its fingerprint; structures: their names.
+    cut: the data rows of boxes that end outside of their image; store: its fingerprint; structures:
+    their names.
     """
-    metadata = {_FAULTS: json.dumps(faults), _STORE: store, _STRUCTURES: json.dumps(structures)}
+    metadata = {
+        _FAULTS: json.dumps(faults),
+        _CUT: json.dumps(cut),
+        _STORE: store,
+        _STRUCTURES: json.dumps(structures),
+    }
     return index.replace_schema_metadata(metadata)
 
 
@@ -136,6 +161,12 @@ class Regions:
         """What is wrong with masks that cannot be used, a sentence a file."""
         faults: list[str] = json.loads(self._metadata.get(_FAULTS, b"[]"))
         return faults
+
+    @property
+    def cut(self) -> list[int]:
+        """The data rows of boxes that end outside of their image or volume."""
+        cut: list[int] = json.loads(self._metadata.get(_CUT, b"[]"))
+        return cut
 
     def check_store(self, fingerprint: str) -> None:
         """Raise ConfigError where the store has another fingerprint than it had."""

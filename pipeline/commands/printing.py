@@ -325,7 +325,8 @@ def show_tuned(out: Console, results: Sequence[Result | Segmented], store: Path)
     _print(out, table)
     for result in results:
         for each in result.tuned:
-            lines = [f"{result.task}, {result.method}: moved, of how many blocks each:"]
+            moved = "moved, of how many blocks each:" if each.moved else "the network is as it was."
+            lines = [f"{result.task}, {result.method}: {moved}"]
             lines += [f"  {name}: {n}" for name, n in _by_kind(each.moved).items()]
             lines.append(f"  saved as {store / each.weights}: backbone.weights takes it.")
             print_lines(out, lines)

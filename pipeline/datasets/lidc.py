@@ -101,7 +101,8 @@ def _series_of(file: Path) -> list[str]:
 def outlines_of(reading: Path, header: Header) -> list[Outline]:
     """Return what radiologists outlined and rated; header: of one slice of the scan.
 
-    Raises ConfigError where the scan is not as those of the set are: axial, of known spacing.
+    Raises ConfigError for a reading that is torn, and where the scan is not as those of the set
+    are: axial, of known spacing.
     """
     if header.axes != _AXIAL or header.offset_mm is None or header.spacing_mm is None:
         raise ConfigError(
@@ -112,26 +113,45 @@ def outlines_of(reading: Path, header: Header) -> list[Outline]:
     top, left = header.offset_mm
     down, across = header.spacing_mm
     outlines = []
-    for nodule in ET.parse(reading).iterfind(".//{*}unblindedReadNodule"):
-        rating = nodule.findtext("{*}characteristics/{*}malignancy") or ""
-        drawn = [
-            (float(point.findtext("{*}xCoord") or ""), float(point.findtext("{*}yCoord") or ""), z)
-            for roi in nodule.iterfind("{*}roi")
-            if (roi.findtext("{*}inclusion") or "").upper() == "TRUE"
-            for z in [float(roi.findtext("{*}imageZposition") or "")]
-            for point in roi.iterfind("{*}edgeMap")
-        ]
-        # One below 3 mm is a point, and has no rating.
-        if rating.strip() not in set("12345") or len(drawn) < 2:
-            continue
+    for rating, drawn in _drawn(reading):
         (x0, y0, z0), (x1, y1, z1) = np.min(drawn, axis=0), np.max(drawn, axis=0)
         ends = [
             left + across * _inside(x0, x1),
             top + down * _inside(y0, y1),
             np.array([z0 - _MARGIN_MM, z1 + _MARGIN_MM]),
         ]
-        outlines.append(Outline(int(rating), np.stack(ends)))
+        outlines.append(Outline(rating, np.stack(ends)))
     return outlines
+
+
+def _drawn(reading: Path) -> Iterator[tuple[int, list[tuple[float, float, float]]]]:
+    """Yield the rating of each nodule of 3 mm or more that was outlined, and the outline's points.
+
+    Points are x and y in pixels, z in mm. Raises ConfigError for a file that is torn.
+    """
+    try:
+        for nodule in ET.parse(reading).iterfind(".//{*}unblindedReadNodule"):
+            rating = (nodule.findtext("{*}characteristics/{*}malignancy") or "").strip()
+            points = [
+                (_number(point, "xCoord"), _number(point, "yCoord"), _number(roi, "imageZposition"))
+                for roi in nodule.iterfind("{*}roi")
+                if (roi.findtext("{*}inclusion") or "").strip().upper() == "TRUE"
+                for point in roi.iterfind("{*}edgeMap")
+            ]
+            # One below 3 mm is a point, and has no rating.
+            if rating in set("12345") and len(points) > 1:
+                yield int(rating), points
+    except (ET.ParseError, ValueError) as error:
+        raise ConfigError(f"{reading} is no reading of this set, or is torn: {error}.") from error
+
+
+def _number(element: ET.Element, name: str) -> float:
+    """Return what an element holds under a name. Raises ValueError where that is no number."""
+    text = element.findtext(f"{{*}}{name}") or ""
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{name} {text!r} is no number") from None
 
 
 def _inside(first: float, last: float) -> NDArray[np.float64]:

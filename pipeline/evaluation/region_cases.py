@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.annotations.boxes import read_boxes
 from pipeline.annotations.label_file import LabelTable, of_each_structure
 from pipeline.annotations.region_features import seen_by_tokens
 from pipeline.annotations.region_notes import region_notes
@@ -28,11 +27,11 @@ from pipeline.annotations.regions import (
     Regions,
     crop_file,
     slices_of_regions,
+    structures_of,
 )
 from pipeline.annotations.units import Units
 from pipeline.config.base import HeadSettings
 from pipeline.config.regions import STRUCTURE, RegionChoice, RegionFeatures
-from pipeline.config.root import Config
 from pipeline.config.tasks import FeatureSet, Pool, Task
 from pipeline.evaluation.cases import WITHOUT_IMAGES, Cases, Texts
 from pipeline.evaluation.pooling import read_features
@@ -52,17 +51,6 @@ _FEATURES: dict[str, RegionFeatures] = {
     "max": "region-max",
     "moments": "region-moments",
 }
-
-
-def structures_of(config: Config, task: Task) -> tuple[str, ...]:
-    """Return the structures that a task of regions is asked about, by their names."""
-    assert task.region is not None
-    choice = task.region
-    if choice.structures:
-        return choice.structures
-    if choice.masks is not None:
-        return config.masks[choice.masks].classes[1:]
-    return read_boxes(config.boxes[choice.name]).structures
 
 
 def table_of_regions(table: LabelTable, task: Task, structures: Sequence[str]) -> LabelTable:
@@ -89,7 +77,7 @@ class RegionCases(Cases):
     @property
     def structures(self) -> tuple[str, ...]:
         """The structures that are cases, by their names."""
-        return structures_of(self.config, self.task)
+        return structures_of(self.config, self.choice)
 
     @cached_property
     def regions(self) -> Regions:
@@ -130,10 +118,7 @@ class RegionCases(Cases):
     def _join_units(self) -> Units:
         """Return the labels of the task, joined to the regions, in the order of their files."""
         units = super()._join_units()
-        slices = self.store.slices(["row", "series"])
-        has_features = self.store.status()[slices["row"].to_numpy()] == OK
-        seen = slices.filter(pa.array(has_features))
-        notes = region_notes(self.regions, self.structures, seen)
+        notes = region_notes(self.regions, self.structures, self.store)
         units = replace(units, notes=(*units.notes, *notes))
         if self.choice.crops is not None:
             crops = RegionCrops.of(self.choice.crops, self.regions, units, self._slices)
@@ -215,7 +200,13 @@ class RegionCrops:
         Raises StoreNotFoundError, and ConfigError where crops are not there, or are of masks as
         they were before.
         """
-        store = FeatureStore.open(path)
+        try:
+            store = FeatureStore.open(path)
+        except StoreNotFoundError as error:
+            raise StoreNotFoundError(
+                f"The crops round the regions are not embedded: {error} It is of the crops.yaml "
+                "that `radprobe crops` writes."
+            ) from None
         there = Names(store.path).revealed(store.slices())
         has_features = store.status()[there["row"].to_numpy()] == OK
         row_of: dict[str, int] = {}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pyarrow as pa
-
 from pipeline.annotations.region_notes import region_notes
 from pipeline.annotations.regions import Regions
 from pipeline.config.root import Config
@@ -13,7 +11,6 @@ from pipeline.config.tasks import Task
 from pipeline.fitted.sources import Source
 from pipeline.segmentation.regions import gather
 from stores.errors import ConfigError
-from stores.features import OK
 
 
 def regions_of(question: Task, source: Source) -> Regions | None:
@@ -29,11 +26,8 @@ def regions_of(question: Task, source: Source) -> Regions | None:
     check_masks(question, source.config)
     gather(source.config, source.store, question.region)
     regions = Regions.of(source.config, source.store, question.region)
-    slices = source.store.slices(["row", "series"])
-    has_features = source.store.status()[slices["row"].to_numpy()] == OK
     structures = question.region.structures or regions.structures
-    notes = region_notes(regions, structures, slices.filter(pa.array(has_features)))
-    source.notes.extend(notes)
+    source.notes.extend(region_notes(regions, structures, source.store))
     return regions
 
 

@@ -179,7 +179,7 @@ class WorkerPool:
         self.heard.close()
 
     def _wake(self) -> None:
-        if not self.rung:  # of two threads none rings but one: the caller's
+        if not self.rung:  # once is enough; the caller's thread alone rings
             self.rung = True
             self.bell.send(b"!")
 
@@ -189,14 +189,13 @@ class WorkerPool:
     # --- in the pool's thread --------------------------------------------------------------
 
     def _work(self) -> None:
-        """Assign, listen and publish until the pool is closed."""
+        """Listen, assign and publish until the pool is closed."""
         try:
             while not self.stop.is_set():
-                self._assign()
                 messages = self._listen()
+                self._assign()
                 self._publish()
                 if messages and not self._is_full():
-                    self._assign()  # before the pause: nobody is to wait for it
                     self._gather(messages)
         except BaseException as error:  # handed to the caller's thread, which raises it
             self.results.put(error)

@@ -244,6 +244,8 @@ def _write_config(config: Config, out: Path, slices: pa.Table) -> None:
         },
         "backbone": config.backbone.model_dump(mode="json", exclude_defaults=True),
         "preprocess": preprocess,
+        # As many blocks as the network of the config has: more may be than it is deep.
+        "outputs": config.outputs.model_dump(mode="json", include={"blocks"}),
         "store": "store",
     }
     text = yaml.safe_dump(settings, sort_keys=False)

@@ -9,11 +9,11 @@ import pyarrow as pa
 
 from pipeline.annotations.label_file import LabelTable
 from pipeline.annotations.mask_matching import join, unjoined, why_none
-from pipeline.annotations.regions import INDEX_SCHEMA, Regions, slices_of_regions
+from pipeline.annotations.regions import INDEX_SCHEMA, Regions, slices_of_regions, structures_of
 from pipeline.config.regions import Boxes
 from pipeline.config.root import Config
 from pipeline.config.tasks import Task
-from pipeline.evaluation.region_cases import structures_of, table_of_regions
+from pipeline.evaluation.region_cases import table_of_regions
 from pipeline.segmentation.region_sources import BoxRegions
 from pipeline.segmentation.units import groups_of
 from pipeline.shared.pseudonyms import Names
@@ -29,7 +29,7 @@ def regions_ahead(
     Raises ConfigError and LabelError as masks are joined, and LabelError where none is.
     """
     assert task.region is not None
-    structures = structures_of(config, task)
+    structures = structures_of(config, task.region)
     table = table_of_regions(table, task, structures)
     if task.region.masks is None:
         index = _index_of_boxes(config, config.boxes[task.region.name], slices)

@@ -10,7 +10,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -75,6 +75,10 @@ class RegionSource(Protocol):
     def faults(self) -> list[str]:
         """What cannot be used."""
 
+    @property
+    def cut(self) -> list[int]:
+        """Of boxes the data rows of those that end outside of their image or volume."""
+
     def covered(self, row: int, grid: Grid) -> Iterator[Covered]:
         """Yield what each region has of a slice."""
 
@@ -121,6 +125,11 @@ class MaskRegions:
         """The mask files that cannot be used, and why."""
         return [f"{mask.source} {mask.detail}" for mask in self.masks.unusable]
 
+    @property
+    def cut(self) -> list[int]:
+        """None: a mask has the size of its image."""
+        return []
+
     def covered(self, row: int, grid: Grid) -> Iterator[Covered]:
         """Yield what each structure that is there covers of a slice."""
         labels, shows = self.masks.labels(row), self.masks.shown(row)
@@ -154,7 +163,8 @@ class BoxRegions:
     slices: dict[int, SliceRow]
     boxes: dict[int, list[_InSlice]]
     structures: tuple[str, ...]
-    faults: list[str] = field(default_factory=list)
+    faults: list[str]
+    cut: list[int]
 
     @classmethod
     def of(cls, config: Config, store: FeatureStore, settings: Boxes) -> BoxRegions:
@@ -177,19 +187,24 @@ class BoxRegions:
             for key, i in number_of.items()
         }
         boxes: defaultdict[int, list[_InSlice]] = defaultdict(list)
+        cut = []
         for box in table.boxes:
             try:
-                for row, rectangle in _rectangles(box, of_key[box.key], settings, config):
-                    boxes[row.row].append(_InSlice(box.structure, box.number, rectangle))
+                placed = _placed(box, of_key[box.key], settings, config)
             except ValueError as error:
                 faults.append(f"data row {box.number}: {error}")
+                continue
+            if placed.is_cut:
+                cut.append(box.number)
+            for row, rectangle in placed.rectangles:
+                boxes[row.row].append(_InSlice(box.structure, box.number, rectangle))
         if not boxes:
             raise LabelError(
                 f"No box of {str(settings.file)!r} lies in a slice of the store. The first of "
                 f"{len(faults)}: {faults[0] if faults else 'the table is empty'}."
             )
         known = {row.row: row for row in rows}
-        return cls(config, known, dict(sorted(boxes.items())), table.structures, faults)
+        return cls(config, known, dict(sorted(boxes.items())), table.structures, faults, cut)
 
     @functools.cached_property
     def rows(self) -> Rows:
@@ -232,11 +247,11 @@ class _Axis(NamedTuple):
     first: float
     step: float
 
-    def within(self, ends: tuple[float, float], length: int) -> tuple[int, int]:
-        """Return the first of `length` pixels whose middle is within ends, and the one behind."""
+    def within(self, ends: tuple[float, float]) -> tuple[int, int]:
+        """Return the first pixel whose middle is within ends, and the one behind; any there are."""
         # Rounded, so that ends that are meant to lie on a middle do.
-        first, last = (math.ceil(round((end - self.first) / self.step, 6)) for end in ends)
-        return max(first, 0), min(last, length)
+        first, behind = (math.ceil(round((end - self.first) / self.step, 6)) for end in ends)
+        return first, behind
 
 
 class _Place(NamedTuple):
@@ -247,12 +262,20 @@ class _Place(NamedTuple):
     y: _Axis
 
 
-def _rectangles(
-    box: BoxRow, slices: list[SliceRow], settings: Boxes, config: Config
-) -> Iterator[tuple[SliceRow, Rectangle]]:
-    """Yield the slices that a box goes through, and which pixels of each have their middle in it.
+class _Placed(NamedTuple):
+    """The slices that a box goes through, and which pixels of each have their middle in it.
 
-    slices: of its image or volume, in their order. Raises ValueError saying why there are none.
+    is_cut: whether it goes on outside of its image or volume.
+    """
+
+    rectangles: list[tuple[SliceRow, Rectangle]]
+    is_cut: bool
+
+
+def _placed(box: BoxRow, slices: list[SliceRow], settings: Boxes, config: Config) -> _Placed:
+    """Place a box in the slices (n,) of its image or volume. Raises ValueError where it is in none.
+
+    slices: in their order.
     """
     if not slices:
         raise ValueError("its image is not in the store")
@@ -264,17 +287,41 @@ def _rectangles(
         box, places = _in_patient(box, slices, settings.unit, config)
     else:
         places = _in_volume(slices, in_mm=settings.unit == "mm")
-    found = False
+    rectangles = []
+    is_cut = box.z is not None and _goes_on(box.z, [place.z for place in places])
     for row, place in zip(slices, places, strict=True):
         if box.z is not None and not box.z[0] <= place.z < box.z[1]:
             continue
-        left, right = place.x.within(box.x, row.width)
-        top, bottom = place.y.within(box.y, row.height)
+        left, right = place.x.within(box.x)
+        top, bottom = place.y.within(box.y)
+        is_cut = is_cut or min(left, top) < 0 or right > row.width or bottom > row.height
+        left, right, top, bottom = (
+            max(left, 0),
+            min(right, row.width),
+            max(top, 0),
+            min(bottom, row.height),
+        )
         if left < right and top < bottom:
-            found = True
-            yield row, (top, bottom, left, right)
-    if not found:
-        raise ValueError("no pixel of its image has its middle in it")
+            rectangles.append((row, (top, bottom, left, right)))
+    if not rectangles:
+        size = f"{slices[0].width} x {slices[0].height} pixels"
+        volume = f" in {len(slices)} slices" if len(slices) > 1 else ""
+        raise ValueError(
+            f"no pixel has its middle in it, by x {box.x[0]:g} to {box.x[1]:g} and y "
+            f"{box.y[0]:g} to {box.y[1]:g}"
+            + (f" and z {box.z[0]:g} to {box.z[1]:g}" if box.z else "")
+            + f" in {settings.unit}, of an image of {size}{volume}; `unit` says what a box is in"
+        )
+    return _Placed(rectangles, is_cut)
+
+
+def _goes_on(ends: tuple[float, float], middles: list[float]) -> bool:
+    """Return whether a box goes on beyond the slices with these middles, by a slice or more."""
+    if len(middles) == 1:
+        return False
+    apart = float(np.median(np.abs(np.diff(middles))))
+    first, behind = _Axis(min(middles), apart).within(ends)
+    return first < 0 or behind > len(middles)
 
 
 def _in_volume(slices: list[SliceRow], *, in_mm: bool) -> list[_Place]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.annotations.region_notes import region_notes
 from pipeline.annotations.regions import (
     COVERED,
     EXAMPLES,
@@ -27,6 +29,8 @@ from pipeline.annotations.regions import (
     coverages_digest,
     features_path,
     index_path,
+    region_name,
+    structures_of,
     with_origin,
 )
 from pipeline.config.regions import RegionChoice
@@ -52,22 +56,26 @@ Piece = dict[str, Any]  # INDEX_SCHEMA
 
 @dataclass(frozen=True)
 class Gathered:
-    """What some masks or boxes come to: what regions have of slices, and what was pooled now."""
+    """What some masks or boxes come to: regions, those pooled now, and what is to be said of them.
+
+    faults: the masks or boxes that cannot be used; notes: of these too, counted.
+    """
 
     masks: str
     slices: int
-    pieces: int
+    regions: int
     pooled: int
     faults: tuple[str, ...]
+    notes: tuple[str, ...]
 
     def lines(self) -> list[str]:
         """Return it in sentences."""
         lines = [
-            f"Regions of {self.masks}: {count(self.pieces, 'structure')} in "
+            f"Regions of {self.masks}: {count(self.regions, 'region')} in "
             f"{count(self.slices, 'slice')}, "
             f"{self.pooled} of them pooled now."
         ]
-        return lines + self.fault_lines()
+        return lines + [f"Regions of {self.masks}: {note}." for note in self.notes]
 
     def fault_lines(self) -> list[str]:
         """Return what cannot be used, in sentences."""
@@ -94,9 +102,24 @@ def update_regions(config: Config, progress: Progress | None = None) -> list[Gat
         choices = [task.region for task in each.tasks.values() if task.region is not None]
         if choices:
             store = FeatureStore.open(each.store)
-            by_source = {(choice.masks, choice.boxes): choice for choice in choices}
-            gathered += [gather(each, store, choice, progress) for choice in by_source.values()]
+            gathered += [
+                gather(each, store, choice, progress) for choice in _one_a_source(each, choices)
+            ]
     return gathered
+
+
+def _one_a_source(config: Config, choices: Iterable[RegionChoice]) -> list[RegionChoice]:
+    """Return a choice for each masks or boxes, of the structures that any choice names of them."""
+    first: dict[str, RegionChoice] = {}
+    structures: defaultdict[str, dict[str, None]] = defaultdict(dict)
+    for choice in choices:
+        source = f"{choice.masks}\0{choice.boxes}"
+        first.setdefault(source, choice)
+        structures[source] |= dict.fromkeys(structures_of(config, choice))
+    return [
+        choice.model_copy(update={"structures": tuple(structures[source])})
+        for source, choice in first.items()
+    ]
 
 
 def gather(
@@ -126,13 +149,21 @@ def gather(
             write_table(features, table)
             write_table(path, index)
             _remove_others(path, features)
+    own = index.select(["whole", "structure", "box"])
+    regions = Regions(index_path(config, choice), index)
     return Gathered(
         name,
         slices=len(source.rows),
-        pieces=len(wanted),
-        pooled=len(todo),
+        regions=len(_names(own.take(pa.array(wanted)))),
+        pooled=len(_names(own.take(pa.array(todo)))),
         faults=tuple(source.faults),
+        notes=tuple(region_notes(regions, structures_of(config, choice), store)),
     )
+
+
+def _names(pieces: pa.Table) -> set[str]:
+    """Return the names of the regions that some pieces are of."""
+    return {region_name(**piece) for piece in pieces.to_pylist()}
 
 
 def _on_file(config: Config, store: FeatureStore, choice: RegionChoice) -> Regions | None:
@@ -163,7 +194,7 @@ def _index(store: FeatureStore, source: RegionSource, before: Regions | None) ->
         of_slice = known.get((row, digest)) or list(_pieces(source, row, digest, grid))
         pieces += [piece | {"whole": whole} for piece in of_slice]
     table = pa.Table.from_pylist(pieces, schema=INDEX_SCHEMA)
-    return with_origin(table, source.faults, store.fingerprint(), source.structures)
+    return with_origin(table, source.faults, source.cut, store.fingerprint(), source.structures)
 
 
 def _wholes(store: FeatureStore, rows: Rows) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 
@@ -40,11 +41,12 @@ def pinning(device: str) -> Callable[[int, int], Callable[[], None]] | None:
 
 
 def _pinned(device: str, address: int, size: int) -> Callable[[], None]:
-    with torch.cuda.device(device):
+    pinned = False
+    with contextlib.suppress(RuntimeError), torch.cuda.device(device):
         runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-        if int(runtime.cudaHostRegister(address, size, _PORTABLE)):  # an error of CUDA
-            return lambda: None
-    return lambda: runtime.cudaHostUnregister(address)
+        error = runtime.cudaHostRegister(address, size, _PORTABLE)
+        pinned = int(error) == 0
+    return (lambda: runtime.cudaHostUnregister(address)) if pinned else lambda: None
 
 
 def room_on_card(device: str) -> int:

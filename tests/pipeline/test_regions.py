@@ -430,17 +430,17 @@ def test_a_mask_that_changes_makes_its_regions_stale_and_no_others(tmp_path: Pat
     def gathered() -> tuple[int, int, list[str]]:
         (each,) = update_regions(config)
         digests = [cases.depends_on["regions"] for cases in cases_of(config)]
-        return each.pieces, each.pooled, digests
+        return each.regions, each.pooled, digests
 
-    pieces, pooled, before = gathered()
-    assert (pieces, pooled) == (4, 4)
+    regions, pooled, before = gathered()
+    assert (regions, pooled) == (4, 4)
     filed = {path: path.stat().st_mtime_ns for path in (config.store / "regions").iterdir()}
     assert gathered() == (4, 0, before)
     assert filed == {p: p.stat().st_mtime_ns for p in (config.store / "regions").iterdir()}
     # The left lung of one image grows: that region alone is pooled again.
     write_image(tmp_path, "p2.png", boxes | {1: np.s_[0:40, 0:28]}, 1)
-    pieces, pooled, after = gathered()
-    assert (pieces, pooled) == (4, 1)
+    regions, pooled, after = gathered()
+    assert (regions, pooled) == (4, 1)
     assert (after[0] != before[0], after[1] == before[1]) == (True, True)
     # What is damaged is made anew.
     (features,) = (config.store / "regions").glob("*.features.parquet")
@@ -459,7 +459,7 @@ def test_a_purge_takes_the_regions_too(lungs: Path, tmp_path: Path) -> None:
     purge(FeatureStore.open(config.store), patient)
     assert not [*(config.store / "regions").glob("*.parquet")]
     (each,) = update_regions(config)
-    assert each.pieces == 46
+    assert each.regions == 46
 
 
 # --- patches that are like one -------------------------------------------------------------------
@@ -619,7 +619,7 @@ def test_commands_tell_of_regions(lungs: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "white" in page.read_text(encoding="utf-8")
     done = CliRunner().invoke(cli, ["regions", path])
-    assert done.stdout == "Regions of lungs: 48 structures in 24 slices, 0 of them pooled now.\n"
+    assert done.stdout == "Regions of lungs: 48 regions in 24 slices, 0 of them pooled now.\n"
 
 
 @pytest.fixture(scope="module")
@@ -755,12 +755,13 @@ def test_each_box_of_a_table_is_a_region(
         ("p2", "vessel", 2 * x, 3 * x, 0, 5 * y, 0, 1 * z),
         ("p1", "vessel", "left", 3 * x, 0, 5 * y, 0, 1 * z),
         ("p1", "nodule", 2 * x, 9 * x, 3 * y, 17 * y, 1 * z, 3 * z),  # the first once more
+        ("p1", "vessel", 24 * x, 29 * x, 0, 5 * y, 0, 1 * z),  # outside of the image
     ]
     lines = [";".join(map(str, row)) for row in (BOX_COLUMNS, *rows)]
     (root / "boxes.csv").write_text("\n".join(lines).replace(".", ","))
     config = box_config(root, unit)
     (each,) = update_regions(config)
-    assert (each.slices, each.pieces) == (3, 4)
+    assert (each.slices, each.regions) == (3, 3)
     faults = "; ".join(each.faults)
     assert "data row 4: x0" in faults
     assert "must be below" in faults
@@ -780,15 +781,43 @@ def test_each_box_of_a_table_is_a_region(
     expected = (w[:, None] * x_all.reshape(6 * 64, -1)).sum(axis=0) / w.sum()
     found = read_features(cases.store, cases.units, "cls")[names.index("1:nodule")]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
-    assert "5 boxes cannot be used, first data row 4" in "; ".join(cases.units.notes)
+    notes = "; ".join(cases.units.notes)
+    assert "6 boxes cannot be used, first data row 4" in notes
+    assert "1 box ends outside of the image or volume, of which alone the regions" in notes
+    assert "are, first data row 3" in notes
+    assert f"data row 9: no pixel has its middle in it, by x {24 * x:g} to {29 * x:g}" in faults
+    assert "of an image of 24 x 20 pixels in 6 slices" in faults
+    assert {*cases.units.notes} >= {*each.notes}
     crops = write_crops(config, "nodules", tmp_path / "crops", margin_mm=0)
     assert crops.crops == 4
-    assert "2 more cannot be used" in crops.faults[-1]
+    assert "3 more cannot be used" in crops.faults[-1]
     store = FeatureStore.open(config.store)
     hidden = Names(store.path, config.data.paths)
     slices = hidden.revealed(store.slices())
     _, ahead = regions_ahead(config, config.tasks["t"], cases.table, slices, hidden)
     assert {name for name in ahead["region"].to_pylist() if name} == {*cases.units.ids.tolist()}
+
+
+def test_a_structure_that_no_box_is_called_by_is_refused(
+    ct: tuple[Path, NDArray[np.uint8]], tmp_path: Path
+) -> None:
+    write_csv(tmp_path / "boxes.csv", path=["p1"], what=["nodule"], x0=[1], x1=[9], y0=[1], y1=[9],
+              z0=[0], z1=[9])  # fmt: skip
+    config = box_config(ct[0], "voxels")
+    boxes = {"nodules": config.boxes["nodules"].model_copy(update={"file": tmp_path / "boxes.csv"})}
+    task = config.tasks["t"]
+    assert task.region is not None
+    region = task.region.model_copy(update={"structures": ("nodul",)})
+    tasks = {"t": task.model_copy(update={"region": region})}
+    misspelt = config.model_copy(update={"boxes": boxes, "tasks": tasks})
+    for ask in (update_regions, lambda config: next(cases_of(config)).structures):
+        with pytest.raises(ConfigError, match="Got 'nodul' instead; they have nodule"):
+            ask(misspelt)
+    (gathered,) = update_regions(config.model_copy(update={"boxes": boxes}))
+    assert gathered.notes == (
+        "1 box ends outside of the image or volume, of which alone the regions are, first data "
+        "row 1",
+    )
 
 
 def test_a_table_of_no_box_says_so(ct: tuple[Path, NDArray[np.uint8]], tmp_path: Path) -> None:

@@ -15,9 +15,11 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
+from typer.testing import CliRunner
 
 from pipeline.backbones.load import load_backbone
 from pipeline.backbones.weights import BACKBONES, locate
+from pipeline.cli import app
 from pipeline.config.loading import load_config
 from pipeline.config.root import Config
 from pipeline.config.tuning import BitFit, FineTune, FrozenTune, Lora, LoraTarget, NormTune, Tuning
@@ -342,6 +344,8 @@ def test_each_method_moves_what_it_says_and_scores_as_the_probe_does(
         assert tuned.head == 97
     again = tune(load_config(collection), device="cpu", workers=0)
     assert all(result.cached for result in again)
+    told = CliRunner().invoke(app, ["tune", str(collection), "--method", "frozen"]).stdout
+    assert "a, frozen: the network is as it was." in told
     assert not list((load_config(collection).store / "runs").glob("*/"))
     assert not verify(load_config(collection).store).findings
 

@@ -14,6 +14,7 @@ import pytest
 from stores import FeatureStore, manifest, remote
 from stores._disk import read_checked, seal, sha256, write_atomic, write_checked
 from stores.bucket import Bucket
+from stores.contents import DERIVED
 from stores.errors import CorruptStoreError
 from stores.folder import LocalFolder
 from stores.inside import inside, is_below, is_store_name
@@ -156,6 +157,29 @@ def test_links_within_a_folder_go_and_what_they_lead_to_stays(
     (store.path / "results/file").symlink_to(outside / "thesis.tex")
     store.storage.clear("results")
     assert not list((store.path / "results").iterdir())
+    assert content(outside) == {"thesis.tex": b"mine"}
+
+
+@pytest.mark.parametrize(
+    "name", ["splits/task.json", "results/knn-0.json", "parts/0000000.json", "copies/x"]
+)
+@pytest.mark.parametrize("act", [repair, lambda path: purge(FeatureStore.open(path), "someone")])
+def test_a_link_to_be_removed_goes_itself_and_what_it_leads_to_stays(
+    store: FeatureStore, outside: Path, name: str, act: Callable[[Path], object]
+) -> None:
+    fill(store, 0)
+    withdraw(store, "someone")
+    place = store.path / name
+    if place.parent.name in DERIVED:
+        write_checked(place, b"{}")
+    place.unlink(missing_ok=True)
+    place.symlink_to(outside / "thesis.tex")
+    act(store.path)
+    repair(store.path)
+    if store.receipt(0) is None:
+        fill(store, 0)
+    assert verify(store.path).sound
+    assert not place.is_symlink()
     assert content(outside) == {"thesis.tex": b"mine"}
 
 

@@ -163,6 +163,20 @@ def test_lidcs_readers_are_joined_and_their_boxes_lie_in_the_patient(tmp_path: P
     assert [outline.malignancy for outline in second] == [4]
 
 
+@pytest.mark.parametrize(
+    ("whole", "torn", "said"),
+    [("</readingSession>", "", "mismatched tag"), (">12<", ">wide<", "yCoord 'wide' is no number")],
+)
+def test_a_torn_reading_of_lidc_is_named(whole: str, torn: str, said: str, tmp_path: Path) -> None:
+    layouts.lidc(tmp_path, patients=1)
+    (file, *_) = sorted(tmp_path.rglob("000.xml"))
+    file.write_text(file.read_text().replace(whole, torn))
+    with pytest.raises(
+        ConfigError, match=rf"000\.xml is no reading of this set, or is torn.*{said}"
+    ):
+        describe("lidc", tmp_path, tmp_path / "out")
+
+
 def test_lidc_without_its_readings_says_where_they_come_from(tmp_path: Path) -> None:
     layouts.lidc(tmp_path, patients=1)
     for file in tmp_path.rglob("*.xml"):

@@ -79,8 +79,9 @@ def test_one_question_has_one_answer_however_it_is_spelt(root: Path) -> None:
     for yes, no in spellings:
         write_labels(root, sick, yes, no)
         positive = {"positive": "aye"} if yes == "aye" else {}
-        split = {"more": {"split": {"kind": "kfold", "folds": 3}}}
-        answers.append(evaluate(config(root, **positive, **split), ["knn", "probe"]))
+        folds = {"split": {"kind": "kfold", "folds": 3}}
+        few = {"probe": {"steps": 3, "features": "cls"}}
+        answers.append(evaluate(config(root, **positive, more=folds | few), ["knn", "probe"]))
     for answer in answers:
         for first, same in zip(answers[0], answer, strict=True):
             assert numbers(same) == pytest.approx(numbers(first), abs=1e-9)

@@ -21,6 +21,7 @@ from pipeline.io.read_queue import open_read_queue
 from pipeline.io.slots import is_in_slot
 from pipeline.io.types import Request
 from pipeline.recipe import Architecture, Recipe
+from pipeline.shared.devices import pinning
 from pipeline.types import Slice
 from tests import phantoms
 from tests.pipeline.models import write_tiny_folder
@@ -222,3 +223,35 @@ def test_a_card_reads_the_memory_of_each_reader_for_as_long_as_it_is_there(
     gc.collect()
     assert sorted(ended) == sorted(pinned)
     assert "radprobe-slots" not in Path("/proc/self/maps").read_text()
+
+
+class Runtime:
+    """CUDA's functions that pin memory, of which the first gives an error."""
+
+    def __init__(self, error: int) -> None:
+        self.error = error
+        self.calls: list[tuple[Any, ...]] = []
+
+    def cudaHostRegister(self, *what: int) -> int:  # noqa: N802
+        self.calls.append(what)
+        return self.error
+
+    def cudaHostUnregister(self, *what: int) -> int:  # noqa: N802
+        self.calls.append(what)
+        return 0
+
+
+@pytest.mark.parametrize(("error", "ended"), [(0, [(4096,)]), (1, [])])
+def test_memory_that_cuda_does_not_pin_stays_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, error: int, ended: list[tuple[int]]
+) -> None:
+    runtime = Runtime(error)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    assert pinning("cpu") is None
+    pin = pinning("cuda:1")
+    assert pin is not None
+    unpin = pin(4096, 100)
+    assert runtime.calls == [(4096, 100, 1)]
+    unpin()
+    assert runtime.calls[1:] == ended

@@ -58,7 +58,7 @@ def test_slots_are_given_out_again_in_whatever_order_they_come_back(memory):
     rng = np.random.default_rng(0)
     held: dict[int, np.ndarray] = {}
     refused = 0
-    for k in range(2000):
+    for k in range(1200):
         pixels = _pixels(k, int(rng.integers(1, 300)))
         place = writer.put(pixels)
         if place is None:

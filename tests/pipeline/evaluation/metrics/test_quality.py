@@ -69,7 +69,7 @@ def separable(seed: int) -> tuple[NDArray[np.float32], Units, dict[Any, NDArray[
         ("probe", {"steps": 12}),
         ("efficiency", {"steps": 12, "shots": [4], "draws": 2}),
         ("linear", {"features": "cls", "epochs": 30, "batch": 32}),
-        ("attention", {"epochs": 25, "hidden": 16}),
+        ("attention", {"epochs": 12, "hidden": 16}),
     ],
 )
 def test_what_is_chosen_among_equals_says_more_than_one_class(
