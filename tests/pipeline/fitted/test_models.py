@@ -36,10 +36,11 @@ from pipeline.fitted.fit import fit
 from pipeline.fitted.folder import CARD, RECORD
 from pipeline.fitted.model import Model
 from pipeline.fitted.predict import LEARNT, predict, predictions, watch
-from pipeline.fitted.sources import FolderOptions
+from pipeline.fitted.sources import FolderOptions, NoImagesError, open_source
 from pipeline.report.cases import task_cases
 from pipeline.report.mattered import heeded_slices
 from pipeline.report.sources import Source
+from pipeline.shared.interruption import left_behind
 from pipeline.shared.table_files import table_writer
 from stores._disk import seal, unseal
 from stores.errors import (
@@ -562,6 +563,27 @@ def test_features_of_a_folder_stay_where_they_are_asked_to(project: Path, tmp_pa
     shutil.rmtree(new)
     again = predictions(model, tmp_path / "kept")
     np.testing.assert_allclose(numbers(again), numbers(both), atol=1e-9)
+
+
+def test_an_interruption_says_whether_features_of_a_folder_are_kept(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = []
+
+    def look(*_: object) -> None:
+        said.append(left_behind())
+        raise NoImagesError("none")
+
+    monkeypatch.setattr("pipeline.fitted.sources._look", look)
+    model = Model.load(project / "model")
+    for store in (None, tmp_path / "kept"):
+        with (
+            pytest.raises(NoImagesError),
+            open_source(model, tmp_path, FolderOptions(store=store, speed=HERE)),
+        ):
+            pass
+    assert "is thrown away, since no --store says where to keep it" in said[0]
+    assert "What was committed is kept" in said[1]
 
 
 def test_a_bad_file_has_a_row_that_says_why(project: Path, tmp_path: Path) -> None:
