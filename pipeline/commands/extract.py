@@ -313,7 +313,8 @@ def _print_plan(plan: Plan) -> None:
     lines = [
         f"{count(plan.slices, 'slice')} in the collection ({modalities or 'none'}).",
         f"The store {plan.store} is {state}. To embed: {count(plan.embed, 'slice')} in "
-        f"{count(plan.parts, 'part')}, {plan.bytes / 1e6:.1f} MB in {count(plan.files, 'file')} "
+        f"{count(plan.parts, 'part')}, {plan.bytes / 1e6:.1f} MB of features in "
+        f"{count(plan.files, 'file')} "
         f"(a part takes the room of {count(plan.part_rows, 'slice')}, full or not), {pace}.",
     ]
     print_lines(out, lines)

@@ -132,6 +132,8 @@ def test_a_plan_tells_what_is_set_aside_and_counts_in_grammar(
     assert said[0] == "1 slice in the collection (1 added)."
     assert "To embed: 1 slice in 1 part, " in said[1]
     assert "(a part takes the room of 1,024 slices, full or not)" in said[1]
+    # Those of the store itself and of answers come to that.
+    assert " MB of features in " in said[1]
     assert said[-2:] == [
         "  empty: lost.dcm: the file has no bytes",
         "  other: notes.txt: no known image format",
