@@ -11,7 +11,9 @@ import pytest
 from numpy.typing import NDArray
 from rich.console import Console
 
+from pipeline.commands.evaluation import _sides
 from pipeline.commands.printing import show_differences
+from pipeline.config.methods import Method
 from pipeline.config.root import Config
 from pipeline.evaluate import evaluate
 from pipeline.evaluation.compare import compare
@@ -174,3 +176,21 @@ def test_it_is_said_in_true_words_why_answers_cannot_be_paired(root: Path, tmp_p
     (patients,) = evaluate(config(root, "one", "patient"), ["probe"])
     with pytest.raises(LabelError, match="Got image and patient for the units"):
         compare((root / "one", one), (root / "one", patients))
+
+
+@pytest.mark.parametrize(
+    ("paths", "networks", "methods", "sides"),
+    [
+        (("mean.yaml", "whole.yaml"), ("a", "a"), None, ["mean.yaml: a", "whole.yaml: a"]),
+        (("s", "s"), ("a", "a"), ("knn", "probe"), ["knn on a", "probe on a"]),
+        (("s", "t"), ("a", "b"), ("knn", "knn"), ["s: a", "t: b"]),
+    ],
+)
+def test_sides_are_called_by_all_in_which_they_differ(
+    paths: tuple[str, str],
+    networks: tuple[str, str],
+    methods: tuple[Method, Method] | None,
+    sides: list[str],
+) -> None:
+    first, second = paths
+    assert _sides((Path(first), Path(second)), networks, methods) == sides
