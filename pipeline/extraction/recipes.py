@@ -136,6 +136,21 @@ def sees_volumes(config: Config) -> bool:
     return config.backbone.name in VOLUME_NETWORKS or "volume" in config.outputs.keep
 
 
+def check_sees_slices(config: Config, what: str) -> None:
+    """Raise ConfigError where a config embeds whole volumes.
+
+    what: what needs a network that sees slices, as the message begins.
+    """
+    if sees_volumes(config):
+        how = "a 3D network" if config.backbone.name in VOLUME_NETWORKS else "Raptor's vectors"
+        raise ConfigError(
+            f"{what} needs a network that sees slices. Got {config.backbone.name} instead, which "
+            f"sees whole volumes ({how}). Ask heads about its vectors, by `radprobe evaluate`; or "
+            "name a network of slices in another config, with a store of its own and `outputs: "
+            "{keep: [cls, mean]}`."
+        )
+
+
 def seen_by_volume(config: Config) -> Callable[[str], bool]:
     """Return whether what is made of a slice of a modality depends on its volume as well."""
     if sees_volumes(config):

@@ -20,12 +20,15 @@ from pipeline.evaluate import evaluate
 from pipeline.extract import extract
 from pipeline.extraction import volume_part
 from pipeline.extraction.embed import Speed
+from pipeline.extraction.recipes import create_store, make_recipe
 from pipeline.fitted.fit import fit
 from pipeline.fitted.predict import predictions
 from pipeline.fitted.sources import FolderOptions
 from pipeline.inference.volumes import VolumeForward
 from pipeline.preprocessing.volume_input import Volume, network_input, stacked, window_starts
 from pipeline.recipe import Architecture, Recipe, VolumeInput, recipe_of
+from pipeline.segment import segment
+from pipeline.tune import tune, tune_masks
 from stores import FeatureStore
 from stores.errors import ConfigError, WeightsError
 from stores.verify import verify
@@ -217,7 +220,6 @@ def test_answers_are_of_volumes_and_never_of_images(images: Path, tmp_path: Path
 
 def test_a_network_of_volumes_is_not_tuned_and_has_one_output(tmp_path: Path) -> None:
     from pipeline.backbones import load_backbone
-    from pipeline.extraction.recipes import make_recipe
 
     with pytest.raises(ConfigError, match="sees volumes and no slices"):
         load_backbone("tiny3d", "random:0")
@@ -233,6 +235,26 @@ RAPTOR: dict[str, Any] = {
     "backbone": {"name": "dinov2_vits14", "weights": "random:0", "image_size": 28},
     "outputs": {"keep": ["volume"], "dtype": "float32", "raptor": {"numbers": 5, "seed": 3}},
 }
+
+
+@pytest.mark.parametrize("network", [{}, RAPTOR], ids=["3d", "raptor"])
+def test_what_needs_slices_is_refused_before_labels_and_masks_are_read(
+    network: dict[str, Any], tmp_path: Path
+) -> None:
+    more: dict[str, Any] = {
+        "labels": {"file": tmp_path / "none.csv"},
+        "tasks": {"t": {"labels": ["sick"], "level": "series"}},
+        "masks": {"m": {"root": tmp_path, "files": {"**": "{stem}_m.nii.gz"}, "values": "m"}},
+        "segment": {"k": {"method": "knn"}},
+    }
+    config = config_of(tmp_path, **more, **network, finetune={})
+    for ask in (tune, tune_masks):
+        with pytest.raises(ConfigError, match="needs a network that sees slices.*whole volumes"):
+            ask(config)
+    recipe, _ = make_recipe(config)
+    create_store(config, recipe)
+    with pytest.raises(ConfigError, match="vectors of whole volumes instead"):
+        segment(config)
 
 
 def test_raptor_is_what_numpy_makes_of_the_tokens_of_three_planes(
