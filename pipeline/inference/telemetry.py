@@ -95,10 +95,13 @@ def _faster_reading(speed: Speed) -> str:
 
 def _faster(speed: Speed, recipe: Recipe) -> str:
     """Say what would have the network run faster."""
-    ways = "a smaller network or a smaller backbone.image_size"
+    ways = ["a smaller network"]
+    # Others have an input of their own.
+    if recipe.sees != "volumes" and "image_size" not in recipe.architecture.settings:
+        ways.append("a smaller backbone.image_size")
     if recipe.precision == "float32":
-        ways = "a smaller network, a smaller backbone.image_size or backbone.precision: bfloat16"
-    others = "each with other features and so another store"
+        ways.append("backbone.precision: bfloat16")
+    *first, last = ways
     if speed.device.startswith("cuda"):
         return f"faster are {ways}, {others}."
     return f"a GPU is faster. So are {ways}, {others}."

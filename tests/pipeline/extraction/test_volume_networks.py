@@ -20,6 +20,7 @@ from pipeline.evaluate import evaluate
 from pipeline.extract import extract
 from pipeline.extraction import volume_part
 from pipeline.extraction.embed import Speed
+from pipeline.extraction.plan import plan
 from pipeline.extraction.recipes import create_store, make_recipe
 from pipeline.fitted.fit import fit
 from pipeline.fitted.predict import predictions
@@ -255,6 +256,24 @@ def test_what_needs_slices_is_refused_before_labels_and_masks_are_read(
     create_store(config, recipe)
     with pytest.raises(ConfigError, match="vectors of whole volumes instead"):
         segment(config)
+
+
+@pytest.mark.parametrize("network", [{}, RAPTOR], ids=["3d", "raptor"])
+@pytest.mark.parametrize(
+    ("task", "asked"),
+    [({}, "single images"), ({"level": "region", "region": {"masks": "m"}}, "regions")],
+)
+def test_a_task_of_less_than_volumes_is_refused_before_they_are_embedded(
+    network: dict[str, Any], task: dict[str, Any], asked: str, tmp_path: Path
+) -> None:
+    masks = {"m": {"root": tmp_path, "files": {"**": "{stem}_m.nii.gz"}, "values": "m"}}
+    good = {"labels": ["sick"], "level": "series"}
+    tasks = {"good": good, "bad": {"labels": ["sick"], **task}}
+    config = config_of(tmp_path, tasks=tasks, masks=masks, **network)
+    for look in (plan, lambda config: extract(config, HERE)):
+        with pytest.raises(ConfigError, match=f"^bad: .*{asked}.*series, study or patient"):
+            look(config)
+    assert not config.store.exists()
 
 
 def test_raptor_is_what_numpy_makes_of_the_tokens_of_three_planes(
