@@ -111,12 +111,11 @@ def _of_volumes(config: Config) -> dict[str, Any]:
             f"{name} instead, which sees them itself: leave it out."
         )
     # A model that embeds a folder by its recipe has the side there.
-    if config.backbone.model_fields_set & {"image_size"} and (
-        config.backbone.image_size != volume.size[0]
-    ):
+    side = config.backbone.image_size
+    if "image_size" in config.backbone.model_fields_set and side != volume.size[0]:
         voxels = " x ".join(map(str, volume.size))
         raise ConfigError(
-            f"backbone.image_size is of networks of slices. Got {config.backbone.image_size} for "
+            f"backbone.image_size is of networks of slices. Got {side} for "
             f"the 3D network {name} instead, which sees {voxels} voxels: leave it out."
         )
     outputs = config.outputs.keep if "keep" in config.outputs.model_fields_set else ("volume",)

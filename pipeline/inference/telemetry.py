@@ -102,9 +102,12 @@ def _faster(speed: Speed, recipe: Recipe) -> str:
     if recipe.precision == "float32":
         ways.append("backbone.precision: bfloat16")
     *first, last = ways
+    named = f"{', '.join(first)} or {last}" if first else last
+    verb, each = ("are", "each with") if first else ("is", "with")
+    others = f"{each} other features and so another store"
     if speed.device.startswith("cuda"):
-        return f"faster are {ways}, {others}."
-    return f"a GPU is faster. So are {ways}, {others}."
+        return f"faster {verb} {named}, {others}."
+    return f"a GPU is faster. So {verb} {named}, {others}."
 
 
 @contextlib.contextmanager

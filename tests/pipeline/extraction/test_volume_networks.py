@@ -226,6 +226,15 @@ def test_a_network_of_volumes_is_not_tuned_and_has_one_output(tmp_path: Path) ->
         load_backbone("tiny3d", "random:0")
     with pytest.raises(ConfigError, match="gives the output `volume` and nothing beside it"):
         make_recipe(config_of(tmp_path, outputs={"keep": ["cls"]}))
+    for key, given in (
+        ("outputs.raptor", {"outputs": {"raptor": {}}}),
+        (
+            "backbone.image_size",
+            {"backbone": {"name": "tiny3d", "weights": "random:0", "image_size": 64}},
+        ),
+    ):
+        with pytest.raises(ConfigError, match=f"^{key} .* 3D network tiny3d .*leave it out"):
+            make_recipe(config_of(tmp_path, **given))
     with pytest.raises(WeightsError, match="user's to bring"):
         make_recipe(config_of(tmp_path, backbone={"name": "ct_fm"}))
 
