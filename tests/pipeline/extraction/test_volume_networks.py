@@ -20,6 +20,7 @@ from pipeline.evaluate import evaluate
 from pipeline.extract import extract
 from pipeline.extraction import volume_part
 from pipeline.extraction.embed import Speed
+from pipeline.extraction.exchange import exported_array
 from pipeline.extraction.plan import plan
 from pipeline.extraction.recipes import create_store, make_recipe
 from pipeline.fitted.fit import fit
@@ -263,6 +264,7 @@ def test_what_needs_slices_is_refused_before_labels_and_masks_are_read(
             ask(config)
     recipe, _ = make_recipe(config)
     create_store(config, recipe)
+    assert exported_array(config.store) == "volume"
     with pytest.raises(ConfigError, match="vectors of whole volumes instead"):
         segment(config)
 
