@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 
 from pipeline import api
 from pipeline.backbones.volume_models import VOLUME_NETWORKS, VolumeNetwork
+from pipeline.cli import app
 from pipeline.config.root import Config
 from pipeline.evaluate import evaluate
 from pipeline.extract import extract
@@ -205,6 +207,10 @@ def test_answers_are_of_volumes_and_never_of_images(images: Path, tmp_path: Path
     assert result.main_score.metrics["auroc"].value > 0.9
     # Whatever features are asked for by default: there is one vector of a volume.
     assert api.data(config, "t").X.shape == (12, 16)
+    # Nothing to weigh: a script must not take it for an answer.
+    (root / "c.yaml").write_text(config.model_dump_json(exclude_unset=True))
+    done = CliRunner().invoke(app, ["attention", str(root / "c.yaml")])
+    assert (done.exit_code, "each has one; ask the probe" in done.output) == (1, True)
     model = fit(config, root / "model", method="probe")
     table = predictions(model, root / "images", FolderOptions(modality="CT", speed=HERE))
     of_store = predictions(model, config.store)
