@@ -34,7 +34,7 @@ from pipeline.extraction.distributed.shards import (
 )
 from pipeline.extraction.distributed.tasks import EmbedResult, Work, forget_failures
 from pipeline.extraction.embed import BadLimit, Progress, Speed, load_network
-from pipeline.extraction.recipes import locate_weights, open_store, recipe_with
+from pipeline.extraction.recipes import check_levels, locate_weights, open_store, recipe_with
 from pipeline.extraction.selection import left_out_folders, set_aside
 from pipeline.extraction.sync import Look, update_tables
 from pipeline.inference.speed import cores, sleep_while_waiting
@@ -125,6 +125,7 @@ def _extract(
     ahead: Callable[[Outlook], None],
 ) -> Summary:
     started = time.perf_counter()
+    check_levels(config)  # before the hours of embedding
     weights = locate_weights(config)
     recipe = recipe_with(config, weights)
     checkpoint = Checkpoint.of(config.backbone.name, weights)

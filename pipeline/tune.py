@@ -25,6 +25,7 @@ from pipeline.evaluation.failures import Failures
 from pipeline.evaluation.folds import OutOfFold
 from pipeline.evaluation.questions import cases_of
 from pipeline.evaluation.result_files import Answer, publish, result_path
+from pipeline.extraction.recipes import check_sees_slices
 from pipeline.results import Result, Score, Segmented, Tuned
 from pipeline.segmentation.cases import SegmentationCases
 from pipeline.tuning.options import CHECKPOINT_S, Progress, TuningOptions
@@ -127,8 +128,10 @@ def tune_masks(
 def _methods(config: Config, methods: Sequence[Method] | None) -> Sequence[Method]:
     """Return the methods that are to tune: those given, or all that the config has a block of.
 
-    Raises ConfigError where there is none, or where the config lacks the block of one.
+    Raises ConfigError where there is none, where the config lacks the block of one, and where
+    it sees volumes.
     """
+    check_sees_slices(config, "Tuning")
     if config.fit_on is not None:
         raise ConfigError(
             "A network is tuned on images, not on the features of a store. The config has "

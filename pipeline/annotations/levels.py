@@ -10,6 +10,7 @@ import pyarrow as pa
 from pipeline.annotations.regions import RegionLevel
 from pipeline.annotations.unit_level import UnitLevel
 from pipeline.config.tasks import Level
+from stores.errors import ConfigError
 
 LEVELS: dict[Level, UnitLevel] = {
     "image": UnitLevel("row"),
@@ -18,6 +19,16 @@ LEVELS: dict[Level, UnitLevel] = {
     "patient": UnitLevel("patient"),
     "region": RegionLevel(),
 }
+
+
+def check_of_volumes(task: str, level: Level) -> None:
+    """Raise ConfigError for a task of less than a volume, all slices of which share one vector."""
+    if level in ("image", "region"):
+        asked = "single images (level: image, the default)" if level == "image" else "regions"
+        raise ConfigError(
+            f"{task}: there are features of whole volumes, and the task asks about {asked}. Set "
+            "its level to series, study or patient."
+        )
 
 
 def column_of_parts(slices: pa.Table) -> str | None:

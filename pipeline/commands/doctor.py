@@ -64,6 +64,7 @@ def doctor(
     """Say what is missing on this machine, and what to do about it. Exits 1 on a failure."""
     from pipeline.config.loading import load_config
     from pipeline.doctor.examine import examine
+    from pipeline.extraction.recipes import check_sees_slices
     from stores.errors import ConfigError
 
     settings = None if config is None else load_config(config, store)
@@ -74,6 +75,9 @@ def doctor(
             "to measure."
         )
     if settings is not None and measured:
+        if drift or stability or fidelity:
+            # Before the head of a table.
+            check_sees_slices(settings, "Measuring how features move")
         if bench:
             _bench(settings, device, compiled, as_json)
         if drift:

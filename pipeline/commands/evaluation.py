@@ -578,6 +578,10 @@ def _answer(
     # What was answered is shown all the same, and the error said after it.
     if unanswered is not None:
         raise unanswered
+    if not any(result.scores for result in results):
+        if not as_json:
+            print_line(err, "Nothing that was asked has a score: the lines above say why.")
+        raise typer.Exit(1)
 
 
 def _gather_regions(config: Config) -> list[Gathered]:

@@ -97,15 +97,19 @@ def export(
     to: Annotated[
         str | None, typer.Option(help="h5, npy, parquet or faiss; by the file's name if not given.")
     ] = None,
-    array: Annotated[str, typer.Option(help="cls, mean, patch or volume.")] = "cls",
+    array: Annotated[
+        str | None,
+        typer.Option(help="cls, mean, patch or volume; if not given, cls, or all that there is."),
+    ] = None,
     blocks: Annotated[int, typer.Option(min=1, help="Last blocks of cls, side by side.")] = 1,
     per_study: Annotated[bool, typer.Option("--per-study", help="One HDF5 a study.")] = False,
     as_json: JsonOpt = False,
 ) -> None:
     """Write features for other tools, with the slice table beside them."""
-    from pipeline.extraction.exchange import export_store
+    from pipeline.extraction.exchange import export_store, exported_array
 
     with busy("writing"):
+        array = array or exported_array(store)
         rows = export_store(store, target, to, array, blocks, per_study=per_study)
     if as_json:
         print(json.dumps({"file": str(target), "rows": rows}))

@@ -187,7 +187,15 @@ def _of_one_kind_each(faults: Sequence[Any]) -> list[Any]:
         if is_of_kind and (asks_for_word if has_keys else asks_for_keys):
             continue
         of_values.append({**fault, "loc": tuple(steps), "of_kind": is_of_kind})
-    return of_values
+    return [fault for fault in of_values if not _is_for_want_of_items(fault, of_values)]
+
+
+def _is_for_want_of_items(fault: Any, faults: Sequence[Any]) -> bool:
+    """Return whether a list is too short only since pydantic leaves out items with faults."""
+    place = fault["loc"]
+    return fault["type"] == "too_short" and any(
+        len(other["loc"]) > len(place) and other["loc"][: len(place)] == place for other in faults
+    )
 
 
 def _is_kind(step: int | str) -> bool:

@@ -24,6 +24,7 @@ from pipeline.annotations.labels import (
     texts_of,
     texts_of_slices,
 )
+from pipeline.annotations.levels import check_of_volumes
 from pipeline.annotations.patients import note_patients
 from pipeline.annotations.units import Units
 from pipeline.config.base import HeadSettings
@@ -63,7 +64,7 @@ from pipeline.shared.arrays import Floats, allocate, batches
 from pipeline.shared.pseudonyms import Names
 from pipeline.shared.versions import versions_of
 from stores._disk import write_checked
-from stores.errors import ConfigError, LabelError
+from stores.errors import LabelError
 from stores.features import FeatureStore
 from stores.withdrawn import Withdrawn
 
@@ -128,11 +129,7 @@ class Cases:
 
     def _of_volumes(self, units: Units) -> Units:
         """Return units of volumes, whose rows share a vector. Raises ConfigError for images."""
-        if self.task.level == "image":
-            raise ConfigError(
-                f"{self.name}: the store has features of whole volumes, and the task asks about "
-                "single images. Set its level to series, study or patient."
-            )
+        check_of_volumes(self.name, self.task.level)
         place = np.searchsorted(self._slices["row"].to_numpy(), units.rows)
         return units.one_a_volume(self._slices.select(["series"]).take(pa.array(place)))
 

@@ -26,13 +26,19 @@ from stores.export import (
     export_parquet,
     live_slices,
 )
-from stores.features import check_free
+from stores.features import LEDGER, check_free
 from stores.imports import hide_identities, import_features, read_foreign
 from stores.leaving import leaving
 
 FORMATS = ("h5", "npy", "parquet", "faiss")
 # What a file of a name is; HDF5 where its name says nothing.
 _SUFFIXES = {".npy": "npy", ".parquet": "parquet", ".faiss": "faiss", ".index": "faiss"}
+
+
+def exported_array(path: Path) -> str:
+    """Return the array that is exported where none is named: cls, or the only one of features."""
+    features = FeatureStore.open(path).arrays.keys() - LEDGER
+    return features.pop() if len(features) == 1 else "cls"
 
 
 def export_store(

@@ -14,6 +14,7 @@ from pipeline.config.root import Config
 from pipeline.extraction.failures import Lost, aside
 from pipeline.extraction.recipes import (
     Difference,
+    check_levels,
     differences,
     feature_arrays,
     make_recipe,
@@ -91,6 +92,7 @@ def plan(
     on_look: is given the look at the collection, which holds all slices, and is not kept. Raises
     RecipeMismatchError, WeightsError or ConfigError where `extract` would.
     """
+    check_levels(config)
     recipe, _ = make_recipe(config)
     store = _existing(config)
     if store is not None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from pipeline.annotations.levels import check_of_volumes
 from pipeline.backbones.volume_models import VOLUME_NETWORKS
 from pipeline.backbones.weights import Weights, locate
 from pipeline.config.root import Config
@@ -97,9 +98,26 @@ def recipe_with(config: Config, weights: Weights) -> Recipe:
 
 
 def _of_volumes(config: Config) -> dict[str, Any]:
-    """Return what a recipe says where the network is a 3D one, by a config that leaves it open."""
-    published = VOLUME_NETWORKS[config.backbone.name].input
+    """Return what a recipe says where the network is a 3D one, by a config that leaves it open.
+
+    Raises ConfigError for keys that a network of slices alone has.
+    """
+    name = config.backbone.name
+    published = VOLUME_NETWORKS[name].input
     volume = config.preprocess.volume or published
+    if "raptor" in config.outputs.model_fields_set:
+        raise ConfigError(
+            "outputs.raptor says how a network of slices sees volumes. Got it for the 3D network "
+            f"{name} instead, which sees them itself: leave it out."
+        )
+    # A model that embeds a folder by its recipe has the side there.
+    side = config.backbone.image_size
+    if "image_size" in config.backbone.model_fields_set and side != volume.size[0]:
+        voxels = " x ".join(map(str, volume.size))
+        raise ConfigError(
+            f"backbone.image_size is of networks of slices. Got {side} for "
+            f"the 3D network {name} instead, which sees {voxels} voxels: leave it out."
+        )
     outputs = config.outputs.keep if "keep" in config.outputs.model_fields_set else ("volume",)
     return {
         "image_size": volume.size[0],
@@ -134,6 +152,28 @@ def _of_planes(config: Config) -> dict[str, Any]:
 def sees_volumes(config: Config) -> bool:
     """Return whether a config embeds whole volumes."""
     return config.backbone.name in VOLUME_NETWORKS or "volume" in config.outputs.keep
+
+
+def check_sees_slices(config: Config, what: str) -> None:
+    """Raise ConfigError where a config embeds whole volumes.
+
+    what: what needs a network that sees slices, as the message begins.
+    """
+    if sees_volumes(config):
+        how = "a 3D network" if config.backbone.name in VOLUME_NETWORKS else "Raptor's vectors"
+        raise ConfigError(
+            f"{what} needs a network that sees slices. Got {config.backbone.name} instead, which "
+            f"sees whole volumes ({how}). Ask heads about its vectors, by `radprobe evaluate`; or "
+            "name a network of slices in another config, with a store of its own and `outputs: "
+            "{keep: [cls, mean]}`."
+        )
+
+
+def check_levels(config: Config) -> None:
+    """Raise ConfigError for tasks that the features of a config, once embedded, say nothing of."""
+    if sees_volumes(config):
+        for name, task in config.tasks.items():
+            check_of_volumes(name, task.level)
 
 
 def seen_by_volume(config: Config) -> Callable[[str], bool]:

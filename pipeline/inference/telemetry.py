@@ -95,13 +95,19 @@ def _faster_reading(speed: Speed) -> str:
 
 def _faster(speed: Speed, recipe: Recipe) -> str:
     """Say what would have the network run faster."""
-    ways = "a smaller network or a smaller backbone.image_size"
+    ways = ["a smaller network"]
+    # Others have an input of their own.
+    if recipe.sees != "volumes" and "image_size" not in recipe.architecture.settings:
+        ways.append("a smaller backbone.image_size")
     if recipe.precision == "float32":
-        ways = "a smaller network, a smaller backbone.image_size or backbone.precision: bfloat16"
-    others = "each with other features and so another store"
+        ways.append("backbone.precision: bfloat16")
+    *first, last = ways
+    named = f"{', '.join(first)} or {last}" if first else last
+    verb, each = ("are", "each with") if first else ("is", "with")
+    others = f"{each} other features and so another store"
     if speed.device.startswith("cuda"):
-        return f"faster are {ways}, {others}."
-    return f"a GPU is faster. So are {ways}, {others}."
+        return f"faster {verb} {named}, {others}."
+    return f"a GPU is faster. So {verb} {named}, {others}."
 
 
 @contextlib.contextmanager

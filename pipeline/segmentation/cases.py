@@ -21,6 +21,7 @@ from pipeline.config.tasks import Level, Task
 from pipeline.config.tuning import Tuning
 from pipeline.evaluation.cases import WITHOUT_IMAGES, Cases
 from pipeline.evaluation.result_files import segmentation_path
+from pipeline.recipe import recipe_of
 from pipeline.segmentation.contracts import Rows
 from pipeline.segmentation.masks import StoredMasks, update_masks
 from pipeline.segmentation.sources import StoreSource
@@ -73,6 +74,14 @@ class SegmentationCases:
                 "has `fit_on`: leave it out."
             )
         store = FeatureStore.open(config.store)
+        recipe = recipe_of(store)
+        if recipe.level == "volume":  # before masks are read
+            raise ConfigError(
+                f"Masks are drawn on slices, by their patch tokens. The store {store.place} has "
+                f"vectors of whole volumes instead, by {recipe.network}: name a network of slices "
+                "in another config, with a store of its own and `outputs: {keep: [cls, mean, "
+                "patch]}`."
+            )
         withdrawn = store.withdrawn  # before anything of the store is read
         mask_settings = config.masks[task]
         report = functools.partial(progress, f"{task}: masks") if progress else None

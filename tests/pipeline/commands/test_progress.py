@@ -10,6 +10,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from pipeline.backbones.volume_models import VOLUME_NETWORKS
 from pipeline.cli import app
 from pipeline.commands import common
 from pipeline.commands import extract as command
@@ -20,7 +21,7 @@ from pipeline.config.loading import load_config
 from pipeline.extraction.plan import plan
 from pipeline.inference.speed import Speed
 from pipeline.inference.telemetry import bottleneck
-from pipeline.recipe import Architecture, Recipe
+from pipeline.recipe import Architecture, Precision, Preprocess, Recipe
 from pipeline.shared.steps import report_epoch
 from tests.phantoms import volume, write_png
 from tests.waiting import until
@@ -148,3 +149,27 @@ def test_what_would_be_faster_is_said_in_plain_words() -> None:
         "network, a smaller backbone.image_size or backbone.precision: bfloat16, each with other "
         "features and so another store."
     )
+
+
+@pytest.mark.parametrize(
+    ("precision", "ways"),
+    [
+        ("float32", "are a smaller network or backbone.precision: bfloat16, each with other"),
+        ("bfloat16", "is a smaller network, with other"),
+    ],
+)
+def test_no_other_size_is_advised_where_a_network_sees_one_alone(
+    precision: Precision, ways: str
+) -> None:
+    network = VOLUME_NETWORKS["med3d_resnet10"]
+    recipe = Recipe(
+        architecture=network.architecture,
+        weights="random:0",
+        blocks=1,
+        outputs=("volume",),
+        image_size=128,
+        precision=precision,
+        preprocess=Preprocess(volume=network.input),
+    )
+    said = bottleneck({"all": 100.0, "forward": 97.0}, 180, Speed("cpu"), recipe)
+    assert said.endswith(f": a GPU is faster. So {ways} features and so another store.")

@@ -101,6 +101,11 @@ def test_shipped_configs_load(path: Path) -> None:
         (MINIMAL + "1: 2", ": the config: a key must be text.*got 1"),
         ("data: {root: x, paths: show}\nstore: s", "paths: must be one of 'hide' or 'keep' "),
         ("data: {root: x, patient: 7}\nstore: s", "data.patient: must be text "),
+        (
+            MINIMAL + "outputs: {raptor: {planes: [axiall]}}",
+            "^[^\n]*: outputs.raptor.planes.0: must be one of [^\n]*'axiall'[^\n]*$",
+        ),
+        (MINIMAL + "outputs: {raptor: {planes: []}}", "planes: must have at least 1 item"),
         (MINIMAL + "data: [", "not YAML"),
         ("hello", "must hold keys and values"),
         ("data: {root: x, patient: 'p(['}\nstore: s", "data.patient: patient must be a regular"),

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import csv
 
-from pipeline.extraction.exchange import export_slices, export_store, import_file
+from pipeline.extraction.exchange import export_slices, export_store, exported_array, import_file
 from pipeline.shared.pseudonyms import Names, load_key, pseudonym, reveal_path
 from pipeline.shared.spreadsheets import unquoted_cell
 from stores import FeatureStore
@@ -51,6 +51,7 @@ LIVE = [0, 1, 3, 4, 5]
 
 
 def test_h5_is_what_mil_tools_read(store: FeatureStore, tmp_path: Path) -> None:
+    assert exported_array(store.path) == "cls"  # of several
     assert export_store(store.path, tmp_path / "x.h5", "h5", "cls", 2) == 5
     with h5py.File(tmp_path / "x.h5") as file:
         expected = store.read("cls", LIVE)[:, -2:].reshape(5, -1)

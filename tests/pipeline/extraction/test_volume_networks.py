@@ -12,20 +12,27 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 
 from pipeline import api
 from pipeline.backbones.volume_models import VOLUME_NETWORKS, VolumeNetwork
+from pipeline.cli import app
 from pipeline.config.root import Config
 from pipeline.evaluate import evaluate
 from pipeline.extract import extract
 from pipeline.extraction import volume_part
 from pipeline.extraction.embed import Speed
+from pipeline.extraction.exchange import exported_array
+from pipeline.extraction.plan import plan
+from pipeline.extraction.recipes import create_store, make_recipe
 from pipeline.fitted.fit import fit
 from pipeline.fitted.predict import predictions
 from pipeline.fitted.sources import FolderOptions
 from pipeline.inference.volumes import VolumeForward
 from pipeline.preprocessing.volume_input import Volume, network_input, stacked, window_starts
 from pipeline.recipe import Architecture, Recipe, VolumeInput, recipe_of
+from pipeline.segment import segment
+from pipeline.tune import tune, tune_masks
 from stores import FeatureStore
 from stores.errors import ConfigError, WeightsError
 from stores.verify import verify
@@ -200,6 +207,10 @@ def test_answers_are_of_volumes_and_never_of_images(images: Path, tmp_path: Path
     assert result.main_score.metrics["auroc"].value > 0.9
     # Whatever features are asked for by default: there is one vector of a volume.
     assert api.data(config, "t").X.shape == (12, 16)
+    # Nothing to weigh: a script must not take it for an answer.
+    (root / "c.yaml").write_text(config.model_dump_json(exclude_unset=True))
+    done = CliRunner().invoke(app, ["attention", str(root / "c.yaml")])
+    assert (done.exit_code, "each has one; ask the probe" in done.output) == (1, True)
     model = fit(config, root / "model", method="probe")
     table = predictions(model, root / "images", FolderOptions(modality="CT", speed=HERE))
     of_store = predictions(model, config.store)
@@ -217,12 +228,20 @@ def test_answers_are_of_volumes_and_never_of_images(images: Path, tmp_path: Path
 
 def test_a_network_of_volumes_is_not_tuned_and_has_one_output(tmp_path: Path) -> None:
     from pipeline.backbones import load_backbone
-    from pipeline.extraction.recipes import make_recipe
 
     with pytest.raises(ConfigError, match="sees volumes and no slices"):
         load_backbone("tiny3d", "random:0")
     with pytest.raises(ConfigError, match="gives the output `volume` and nothing beside it"):
         make_recipe(config_of(tmp_path, outputs={"keep": ["cls"]}))
+    for key, given in (
+        ("outputs.raptor", {"outputs": {"raptor": {}}}),
+        (
+            "backbone.image_size",
+            {"backbone": {"name": "tiny3d", "weights": "random:0", "image_size": 64}},
+        ),
+    ):
+        with pytest.raises(ConfigError, match=f"^{key} .* 3D network tiny3d .*leave it out"):
+            make_recipe(config_of(tmp_path, **given))
     with pytest.raises(WeightsError, match="user's to bring"):
         make_recipe(config_of(tmp_path, backbone={"name": "ct_fm"}))
 
@@ -233,6 +252,45 @@ RAPTOR: dict[str, Any] = {
     "backbone": {"name": "dinov2_vits14", "weights": "random:0", "image_size": 28},
     "outputs": {"keep": ["volume"], "dtype": "float32", "raptor": {"numbers": 5, "seed": 3}},
 }
+
+
+@pytest.mark.parametrize("network", [{}, RAPTOR], ids=["3d", "raptor"])
+def test_what_needs_slices_is_refused_before_labels_and_masks_are_read(
+    network: dict[str, Any], tmp_path: Path
+) -> None:
+    more: dict[str, Any] = {
+        "labels": {"file": tmp_path / "none.csv"},
+        "tasks": {"t": {"labels": ["sick"], "level": "series"}},
+        "masks": {"m": {"root": tmp_path, "files": {"**": "{stem}_m.nii.gz"}, "values": "m"}},
+        "segment": {"k": {"method": "knn"}},
+    }
+    config = config_of(tmp_path, **more, **network, finetune={})
+    for ask in (tune, tune_masks):
+        with pytest.raises(ConfigError, match="needs a network that sees slices.*whole volumes"):
+            ask(config)
+    recipe, _ = make_recipe(config)
+    create_store(config, recipe)
+    assert exported_array(config.store) == "volume"
+    with pytest.raises(ConfigError, match="vectors of whole volumes instead"):
+        segment(config)
+
+
+@pytest.mark.parametrize("network", [{}, RAPTOR], ids=["3d", "raptor"])
+@pytest.mark.parametrize(
+    ("task", "asked"),
+    [({}, "single images"), ({"level": "region", "region": {"masks": "m"}}, "regions")],
+)
+def test_a_task_of_less_than_volumes_is_refused_before_they_are_embedded(
+    network: dict[str, Any], task: dict[str, Any], asked: str, tmp_path: Path
+) -> None:
+    masks = {"m": {"root": tmp_path, "files": {"**": "{stem}_m.nii.gz"}, "values": "m"}}
+    good = {"labels": ["sick"], "level": "series"}
+    tasks = {"good": good, "bad": {"labels": ["sick"], **task}}
+    config = config_of(tmp_path, tasks=tasks, masks=masks, **network)
+    for look in (plan, lambda config: extract(config, HERE)):
+        with pytest.raises(ConfigError, match=f"^bad: .*{asked}.*series, study or patient"):
+            look(config)
+    assert not config.store.exists()
 
 
 def test_raptor_is_what_numpy_makes_of_the_tokens_of_three_planes(
