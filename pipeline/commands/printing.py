@@ -300,8 +300,14 @@ def _show_origin(out: Console, results: Sequence[Result]) -> None:
         if filled:
             text = f"{task}: {filled} uncertain or empty values count as 0 or 1, as asked."
             out.print(text, highlight=False)
+        units = left.pop("unreadable_units", 0)
+        patients = left.pop("unreadable_patients", 0)
         if left:
             each = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in left.items())
+            if units:
+                each += f"; {count(units, 'unit')}"
+                each += f" and {count(patients, 'patient')}" if patients else ""
+                each += " lost all slices with the unreadable ones"
             out.print(f"{task}: left out {each}.", highlight=False)
     _show_filed(out, results)
 
