@@ -20,14 +20,16 @@ from pipeline.evaluate import evaluate
 from pipeline.extract import extract
 from pipeline.extraction import volume_part
 from pipeline.extraction.embed import Speed
+from pipeline.extraction.failures import failures, in_lines
 from pipeline.fitted.fit import fit
 from pipeline.fitted.predict import predictions
 from pipeline.fitted.sources import FolderOptions
 from pipeline.inference.volumes import VolumeForward
 from pipeline.preprocessing.volume_input import Volume, network_input, stacked, window_starts
-from pipeline.recipe import Architecture, Recipe, VolumeInput, recipe_of
+from pipeline.recipe import Architecture, Preprocess, Recipe, VolumeInput, recipe_of
 from stores import FeatureStore
 from stores.errors import ConfigError, WeightsError
+from stores.slices import SliceRow
 from stores.verify import verify
 
 HERE = Speed(device="cpu", workers=0)
@@ -144,6 +146,22 @@ def test_a_volume_that_lost_a_slice_says_nothing(images: Path, tmp_path: Path) -
         save(made, folder / f"{k}.dcm")
     summary = extract(config_of(tmp_path), HERE)
     assert summary.unreadable == {"not-a-volume": 6}
+    lost = list(in_lines(failures(tmp_path / "store")))
+    (line,) = lost  # of the volume, not one a slice
+    assert line.startswith("not-a-volume: 0.dcm and 5 other files of its series: slices are")
+    assert "(missing-position); complete it" in line
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [("no-orientation", "no orientation"), ("no-position", "does not say where its slices lie")],
+)
+def test_a_volume_that_says_nothing_of_its_place_is_told_so(flag: str, said: str) -> None:
+    slices = [SliceRow(k, "a.nii", k, "s", "CT", flags=(flag,)) for k in range(2)]
+    fault = volume_part._fault_of(slices, Preprocess.model_construct(volume=WINDOWS))
+    assert fault is not None
+    assert said in fault.detail
+    assert "equal distances" not in fault.detail
 
 
 def test_a_changed_volume_is_seen_anew_as_a_whole(images: Path, tmp_path: Path) -> None:
