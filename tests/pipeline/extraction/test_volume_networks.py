@@ -222,7 +222,12 @@ def test_answers_are_of_volumes_and_never_of_images(images: Path, tmp_path: Path
     table = predictions(model, root / "images", FolderOptions(modality="CT", speed=HERE))
     of_store = predictions(model, config.store)
     assert table.num_rows == of_store.num_rows == 12
-    assert table["slices"].to_pylist() == [1] * 12
+    # A volume has one vector, and is named by its first slice of all that it has.
+    for each in (table, of_store):
+        depths = [nib.load(root / "images" / path).shape[2] for path in each["path"].to_pylist()]
+        assert each["slices"].to_pylist() == depths
+        assert each["frame"].to_pylist() == [0] * 12
+        assert not any("learnt from units" in note for note in each["notes"].to_pylist())
     said = dict(zip(table["path"].to_pylist(), table["proba:1"].to_pylist(), strict=True))
     for path, proba in zip(
         *(of_store[name].to_pylist() for name in ("path", "proba:1")), strict=True
