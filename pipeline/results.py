@@ -17,7 +17,8 @@ class Tally(Frozen):
 
     unknown_labels: labels of scored units that are left out of what is fitted, voted and measured;
     withdrawn_labels: label rows of patients who were withdrawn by name, not among those unmatched;
-    filled_labels: uncertain or empty values of joined label rows that count as 0 or 1, as asked.
+    filled_labels: uncertain or empty values of joined label rows that count as 0 or 1, as asked;
+    unreadable_units, unreadable_patients: with a label, and no slice that could be read.
     Label rows are named by their path, or, where they are keyed by an id, by their place in the
     file, because a raw id may not leave the labels file.
     """
@@ -26,6 +27,8 @@ class Tally(Frozen):
     unknown_labels: int = 0
     filled_labels: int = 0
     unreadable_slices: int = 0
+    unreadable_units: int = 0
+    unreadable_patients: int = 0
     pending_slices: int = 0
     unmatched_slices: int = 0
     unmatched_labels: int = 0

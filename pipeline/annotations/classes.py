@@ -65,12 +65,14 @@ def encode(
     *,
     either_way: bool = False,
     empty: Sequence[str] = (),
+    lost: str = "",
 ) -> Classes:
     """Return the class of each slice, whose label row is label (m,), of texts (rows, labels).
 
     Classes are those that occur, in order: numbers by value first, then text. units: how many there
     are. either_way: of two words that say nothing the last is the positive, since whether features
     tell a shortcut is the same question either way. empty: notes on what was taken as no label.
+    lost: what is said of units without features, where these have the values that lack.
     Raises LabelError for one value, for numbers or dates that nobody can mean as classes, and where
     nothing says which of two is positive.
     """
@@ -80,14 +82,14 @@ def encode(
         return Classes(_watched(present, task, empty)[place], task.labels, "survival")
     if task.values == "number":
         numbers = present[:, 0].astype(np.float64)
-        _refuse_one_value(np.unique(numbers).size, task, empty)
+        _refuse_one_value(np.unique(numbers).size, task, empty, lost)
         return Classes(numbers[place], task.labels, "regression")
     if len(task.labels) > 1:
         bits = np.where(is_text(present), present, -1).astype(np.int8)
         return Classes(bits[place], task.labels, "multilabel")
     values = present[:, 0].tolist()
     classes = sorted(set(values), key=_numbers_first)
-    _refuse_one_value(len(classes), task, empty)
+    _refuse_one_value(len(classes), task, empty, lost)
     if task.values is None:
         _refuse_measurements(classes, task.labels[0], units, is_shortcut=either_way)
     kind: Kind = "binary" if len(classes) == 2 else "multiclass"
@@ -135,13 +137,13 @@ def _watched(texts: NDArray[Any], task: Task, empty: Sequence[str]) -> NDArray[n
     return np.stack([times, texts[:, 0] == seen], axis=1).astype(np.float64)
 
 
-def _refuse_one_value(values: int, task: Task, empty: Sequence[str]) -> None:
-    """Raise LabelError for one value: there is nothing to be told apart. empty: as in `encode`."""
+def _refuse_one_value(values: int, task: Task, empty: Sequence[str], lost: str) -> None:
+    """Raise LabelError for one value: nothing is to be told apart. empty, lost: as in `encode`."""
     if values < 2:
+        remedy = lost or "Where an empty cell means no, write `missing: zero` into the task."
         raise LabelError(
             f"The labels {list(task.labels)} must have at least two values among the slices with "
-            f"features. Got {values} instead{''.join(f'; {note}' for note in empty)}. Where an "
-            "empty cell means no, write `missing: zero` into the task."
+            f"features. Got {values} instead{''.join(f'; {note}' for note in empty)}. {remedy}"
         )
 
 

@@ -8,7 +8,7 @@ A value is compared as text, so a CSV and a Parquet of the same labels are the s
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ from pipeline.config.tasks import Level, Task
 from pipeline.results import Tally
 from pipeline.shared.few import FEW_PATIENTS
 from pipeline.shared.pseudonyms import Names
+from pipeline.shared.texts import count
 from stores.errors import LabelError
 from stores.features import OK, UNREADABLE, VOID, WITHDRAWN
 from stores.slices import with_column
@@ -118,11 +119,13 @@ def label_units(
     *,
     either_way: bool = False,
     withdrawn: Withdrawn = NOBODY,
+    reasons: Callable[[], Mapping[int, str]] = dict,
 ) -> Units:
     """Join the labels of `task` to the slices as units.
 
     slices: SLICE_SCHEMA, with the real paths; status (n,) by row. What is returned shows paths as
     `names` allows. either_way: see `classes.encode`. withdrawn: whose labels join nothing any more.
+    reasons: says why rows could not be read, by row; asked where an error tells of it.
 
     Raises LabelError where labels do not join, contradict each other within a unit, or name no
     patient, saying how many and an example, and where classes are none (see `classes.encode`).
@@ -136,7 +139,11 @@ def label_units(
     patients = _patients(table, labelled, names)
     unit_names = _unit_names(labelled, patients, task.level, names)
     # What has no label or no features is counted, and leaves before anything is refused for it.
-    use, tally = _usable(labelled, unit_names, values, task, tally)
+    lost = _Lost.of(labelled, unit_names, patients, values)
+    use, tally = _usable(labelled, unit_names, values, task, tally, lost, reasons)
+    was_lost = (
+        lost.told(task.level, reasons) if lost.has_other_values(values, labelled, use) else ""
+    )
     labelled = labelled.at(use)
     patients = patients[use]
     unit_names = unit_names[use]
@@ -149,6 +156,7 @@ def label_units(
         len(first),
         either_way=either_way,
         empty=values.empty,
+        lost=was_lost,
     )
     y = classes.y
     within = _WithinUnits(labelled, unit, first, task.level, names)
@@ -354,12 +362,66 @@ def _modality_fault(word: str) -> str:
     return "" if code == word else f"{word!r} is no modality code of DICOM. Did you mean {code!r}?"
 
 
+@dataclass(frozen=True)
+class _Lost:
+    """The units with a label of which no slice could be read.
+
+    places, rows: of their slices. units, patients: how many lost every slice; of_units: how many
+    have a label.
+    """
+
+    places: Numbers
+    rows: Numbers
+    units: int
+    patients: int
+    of_units: int
+
+    @classmethod
+    def of(
+        cls, labelled: _Labelled, unit_names: Texts, patients: Texts, values: LabelValues
+    ) -> _Lost:
+        has_label = values.labelled[labelled.label]
+        is_unreadable = has_label & (labelled.status == UNREADABLE)
+        is_other = has_label & ~is_unreadable
+        others = set(unit_names[is_other])
+        units = set(unit_names[is_unreadable]) - others
+        places = np.flatnonzero(is_unreadable & [name in units for name in unit_names])
+        return cls(
+            places,
+            labelled.rows[places],
+            len(units),
+            len(set(patients[is_unreadable]) - set(patients[is_other]) - {None}),
+            len(units) + len(others),
+        )
+
+    def has_other_values(self, values: LabelValues, labelled: _Labelled, use: Bools) -> bool:
+        """Return whether a label of theirs has a value that no slice in use has."""
+        texts = values.texts[:, 0].tolist()
+        used = {texts[i] for i in np.unique(labelled.label[use]).tolist()}
+        return any(texts[i] not in used for i in labelled.label[self.places].tolist())
+
+    def told(self, level: Level, reasons: Callable[[], Mapping[int, str]]) -> str:
+        """Return how many there are and why, with what to do."""
+        by_row = reasons()
+        why = Counter(by_row[row] for row in np.unique(self.rows).tolist() if row in by_row)
+        slices = ", ".join(f"{n} {reason}" for reason, n in why.most_common())
+        patients = f", of {count(self.patients, 'patient')}," if self.patients else ""
+        return (
+            f"{self.units} of {count(self.of_units, 'unit')} with a label (level: {level})"
+            f"{patients} have no features, because none of their slices could be used"
+            f"{f' (slices: {slices})' if slices else ''}. `radprobe failures` says why of each: "
+            "mend the files and extract again, or label others."
+        )
+
+
 def _usable(
     labelled: _Labelled,
     unit_names: Texts,
     values: LabelValues,
     task: Task,
     tally: Tally,
+    lost: _Lost,
+    reasons: Callable[[], Mapping[int, str]],
 ) -> tuple[Bools, Tally]:
     """Return which slices have a label and features, and the tally with those that have not."""
     has_label = values.labelled[labelled.label]
@@ -369,10 +431,17 @@ def _usable(
         update={
             "unlabelled_units": len(unlabelled),
             "unreadable_slices": labelled.slices(has_label & (labelled.status == UNREADABLE)),
+            "unreadable_units": lost.units,
+            "unreadable_patients": lost.patients,
             "pending_slices": labelled.slices(has_label & (labelled.status == VOID)),
         }
     )
     if not use.any():
+        if lost.units and not tally.pending_slices:
+            raise LabelError(
+                f"The labels {list(task.truth_columns)} join no slice with features. "
+                f"{lost.told(task.level, reasons)}"
+            )
         raise LabelError(
             f"None of the {len(use)} slices that the labels {list(task.truth_columns)} join has "
             f"both a label and features ({int(has_label.sum())} have a label, "

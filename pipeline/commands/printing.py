@@ -26,6 +26,7 @@ from pipeline.report.wording import (
     setting_text,
     table_kind,
     units_alone,
+    units_text,
 )
 from pipeline.shared.texts import count, one_line, plain_number, printable
 
@@ -251,7 +252,7 @@ def _show_subgroups(out: Console, answers: Sequence[Result], shown: Sequence[str
         for name, subgroup in result.main_score.subgroups.items() if result.scores else ():
             metrics = [subgroup.metrics.get(each) for each in shown]
             cells = ["" if metric is None else _number(metric) for metric in metrics]
-            units = _units_text(result, subgroup.units, subgroup.patients)
+            units = units_text(result.level, subgroup.units, subgroup.patients)
             table.add_row(result.task, name, units, *cells)
     if table.row_count:
         _print(out, table)
@@ -268,14 +269,7 @@ def _tested_on(result: Result) -> str:
 
 def _counted(result: Result, part: Part) -> str:
     side = result.counts[part]
-    return _units_text(result, side.units, side.patients)
-
-
-def _units_text(result: Result, units: int, patients: int) -> str:
-    if result.level == "patient":
-        return count(units, "patient")
-    plural = {"series": "series", "study": "studies"}.get(result.level, "")
-    return f"{count(units, result.level, plural)} of {count(patients, 'patient')}"
+    return units_text(result.level, side.units, side.patients)
 
 
 def _score(score: Score, metrics: Sequence[str]) -> Iterator[str]:
@@ -300,8 +294,14 @@ def _show_origin(out: Console, results: Sequence[Result]) -> None:
         if filled:
             text = f"{task}: {filled} uncertain or empty values count as 0 or 1, as asked."
             out.print(text, highlight=False)
+        units = left.pop("unreadable_units", 0)
+        patients = left.pop("unreadable_patients", 0)
         if left:
             each = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in left.items())
+            if units:
+                each += f"; {count(units, 'unit')}"
+                each += f" and {count(patients, 'patient')}" if patients else ""
+                each += " lost all slices with the unreadable ones"
             out.print(f"{task}: left out {each}.", highlight=False)
     _show_filed(out, results)
 

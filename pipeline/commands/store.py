@@ -55,17 +55,13 @@ def verify(
 @app.command(epilog="Example: radprobe failures demo/store --json")
 def failures(store: StorePath, as_json: JsonOpt = False) -> None:
     """List the files that were set aside and the slices that cannot be read, each with why."""
-    from pipeline.extraction.failures import failures
+    from pipeline.extraction.failures import failures, in_lines
 
     lost = failures(store)
     if as_json:
         print(json.dumps([asdict(each) for each in lost], indent=1))
         return
-    for each in lost:
-        frame = "" if each.frame is None else f" frame {each.frame}"
-        # A folder of a tool is called what it is: `.git`.
-        detail = each.detail.removesuffix(f": {each.path.rpartition('/')[2]}")
-        print_line(out, f"{each.reason}: {each.path}{frame}: {detail}")
+    print_lines(out, in_lines(lost))
     if not lost:
         out.print("Every file was read, and every slice has features.")
 

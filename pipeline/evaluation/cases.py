@@ -122,6 +122,7 @@ class Cases:
             # Of a shortcut's two values neither is the finding: view, sex, site.
             either_way=self.shortcut_of is not None,
             withdrawn=self.withdrawn,
+            reasons=self.store.failures,
         )
         if recipe_of(self.store).level == "volume":
             units = self._of_volumes(units)

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -242,12 +242,18 @@ def _point_notes(cases: Cases, prediction: Prediction) -> list[str]:
     return notes
 
 
-# By class or label: the AUROC of val with its interval.
-DoubtfulPoints = dict[str, Metric]
+class DoubtfulPoint(NamedTuple):
+    """The AUROC of val for a class or label, with its interval, and of how many patients it is."""
+
+    auroc: Metric
+    patients: int
+
+
+DoubtfulPoints = dict[str, DoubtfulPoint]
 
 
 def doubtful_points(prediction: Prediction, val: Truth, rule: OperatingRule) -> DoubtfulPoints:
-    """Return the classes or labels that val ranks no better than chance: their points mean nothing.
+    """Return the classes or labels whose ranks on val cannot be told from chance, nor their points.
 
     Those whose AUROC on val has an interval that reaches 0.5 or below. Where models were fitted on
     several draws, nobody's point stands for the answer.
@@ -263,30 +269,32 @@ def doubtful_points(prediction: Prediction, val: Truth, rule: OperatingRule) -> 
     for column in columns_of(val, prediction.on_val):
         metric = auroc_by_delong(column, val.patient) if column.name in names else None
         if metric is not None and metric.low is not None and metric.low <= CHANCE:
-            doubtful[column.name] = metric
+            patients = len(np.unique(val.patient[column.known]))
+            doubtful[column.name] = DoubtfulPoint(metric, patients)
     return doubtful
 
 
 def _doubtful_notes(folds: Sequence[DoubtfulPoints]) -> list[str]:
     """Return a note for each class or label whose point val had no good reason for, in any fold."""
-    by_name: dict[str, list[tuple[int, Metric]]] = {}
+    by_name: dict[str, list[tuple[int, DoubtfulPoint]]] = {}
     for i, doubtful in enumerate(folds):
-        for name, metric in doubtful.items():
-            by_name.setdefault(name, []).append((i, metric))
+        for name, point in doubtful.items():
+            by_name.setdefault(name, []).append((i, point))
     return [doubtful_note(name, of_folds, len(folds)) for name, of_folds in by_name.items()]
 
 
-def doubtful_note(name: str, of_folds: Sequence[tuple[int, Metric]], folds: int) -> str:
+def doubtful_note(name: str, of_folds: Sequence[tuple[int, DoubtfulPoint]], folds: int) -> str:
     """Return what is said of an operating point that chance may have chosen."""
     where = ""
     if folds > 1:
         where = f" in fold{'s' * (len(of_folds) > 1)} {', '.join(str(i) for i, _ in of_folds)}"
     aurocs = ", ".join(
-        f"{metric.value:.2f} [{metric.low:.2f}, {metric.high:.2f}]" for _, metric in of_folds
+        f"{auroc.value:.2f} [{auroc.low:.2f}, {auroc.high:.2f}] (of {count(patients, 'patient')})"
+        for _, (auroc, patients) in of_folds
     )
     return (
-        f"the operating point of {name!r} is no better than chance: val{where} has an AUROC of "
-        f"{aurocs}, so that it may call everybody, or nobody"
+        f"the operating point of {name!r} cannot be told from one by chance: val{where} has an "
+        f"AUROC of {aurocs}, and the interval reaches 0.5, so that it may call everybody, or nobody"
     )
 
 

@@ -37,17 +37,26 @@ if TYPE_CHECKING:
 # Voxels of the largest volume that is held in memory: 2 GiB of float32, and as much once more while
 # it is turned. A chest CT of 1,000 slices of 512 x 512 has half of it.
 MOST_VOXELS = 2**29
-# Flags of a series that is no box of voxels at equal distances (see `io.formats.series`).
-UNEVEN = (
-    "variable-spacing",
-    "missing-position",
-    "duplicate-position",
-    "no-position",
-    "no-orientation",
-    "time-points-unclear",
-    "gantry-tilt",
-    "localizer",
-)
+_SORT_OUT = "leave out what is too much of it by data.exclude, or convert its series anew"
+_NO_GAPS = "complete it, or resample it to equal distances, and extract again"
+# Flags of a series that is no box of voxels at equal distances (see `io.formats.series`): what each
+# says, and what to do.
+UNEVEN = {
+    "no-orientation": (
+        "its header has no orientation: which way is up, and which plane is cut, is not known",
+        "write it into the file (in NIfTI the qform or sform), and extract again",
+    ),
+    "no-position": (
+        "its file does not say where its slices lie",
+        "convert it to NIfTI or DICOM with positions, and extract again",
+    ),
+    "missing-position": ("slices are missing between others", _NO_GAPS),
+    "variable-spacing": ("its slices do not lie at equal distances", _NO_GAPS),
+    "gantry-tilt": ("its slices shift within their plane (the gantry was tilted)", _NO_GAPS),
+    "duplicate-position": ("several of its slices lie at one place", _SORT_OUT),
+    "time-points-unclear": ("places come up several times, with no word of when", _SORT_OUT),
+    "localizer": ("it is a localizer: slices that lie across each other", _SORT_OUT),
+}
 COPY = "copy"
 # By the axis of the normal, sagittal, coronal, axial.
 _PLANES: tuple[Plane, Plane, Plane] = ("sagittal", "coronal", "axial")
@@ -182,9 +191,12 @@ def _fault_of(slices: Sequence[SliceRow], preprocess: Preprocess) -> UnreadableE
     first = originals[0] if originals else slices[0]
     if len(originals) < 2:
         return _no_volume("it has one slice")
-    odd = sorted({flag for slice_ in originals for flag in slice_.flags} & set(UNEVEN))
+    flags = {flag for slice_ in originals for flag in slice_.flags}
+    odd = {flag: texts for flag, texts in UNEVEN.items() if flag in flags}
     if odd:
-        return _no_volume(f"its slices do not lie at equal distances: {', '.join(odd)}")
+        why = "; ".join(f"{reason} ({flag})" for flag, (reason, _) in odd.items())
+        remedies = dict.fromkeys(remedy for _, remedy in odd.values())
+        return _no_volume(f"{why}; {'; '.join(remedies)}")
     if any(slice_.position_mm is None for slice_ in originals):
         return _no_volume("its slices have no positions")
     if how.spacing_mm is not None and None in (first.spacing_y_mm, first.spacing_x_mm):

@@ -44,7 +44,7 @@ def facts(record: Record) -> Iterator[tuple[str, str]]:
     else:
         what = ", ".join(record.classes)
         yield "Says", f"{what}, of each {record.level}"
-        yield "Head", f"{_head(record)} on {record.features}, pooled by {record.question.pool}"
+        yield "Head", f"{_head(record)} on {record.features}, {_pooling(record)}"
         yield "Images", ", ".join(record.question.modality or ()) or modalities
         for name, threshold in record.thresholds.items():
             text = f"{name} is called from {threshold:.4g} on ({_rule(record)}, chosen on val)"
@@ -94,6 +94,13 @@ def _lines(record: Record) -> Iterator[str]:
     yield from _origin(record)
 
 
+def _pooling(record: ModelRecord, quote: str = "") -> str:
+    """Return how features of slices become one of a unit: of some heads that is theirs to learn."""
+    if record.sees == "slices":
+        return "each slice seen by itself"
+    return f"pooled by {quote}{record.question.pool}{quote}"
+
+
 def _head(record: Record) -> str:
     """Return what made a model, in words."""
     if isinstance(record, MaskRecord):
@@ -127,7 +134,7 @@ def _what(record: ModelRecord) -> Iterator[str]:
     else:
         yield f"For each {record.level}, how likely it is each of {_codes(record.classes)}."
     modality = ", ".join(question.modality or record.trained_on.modalities)
-    yield f"Images: {modality}; features `{record.features}`, pooled by `{question.pool}`,"
+    yield f"Images: {modality}; features `{record.features}`, {_pooling(record, '`')},"
     yield f"scaled by `{record.scaling.kind}`."
     for name, threshold in record.thresholds.items():
         yield f"`{name}` is called from a probability of {threshold:.4g} on"

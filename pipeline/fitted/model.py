@@ -100,8 +100,7 @@ class Model(FiledModel[ModelRecord]):
     @property
     def sees(self) -> Literal["units", "slices"]:
         """Whether the head sees features of units, or of each of their slices."""
-        head = declared(self.record.method)
-        return head.sees if isinstance(head, Head) else "units"
+        return self.record.sees
 
     @cached_property
     def scaling(self) -> FittedScaling:

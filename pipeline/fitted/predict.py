@@ -414,8 +414,10 @@ def _notes(
             notes.append("no slice can be read")
         elif piece.unreadable[i]:
             notes.append(f"{piece.unreadable[i]} slices cannot be read")
-        if size and not fewest <= size <= most:
-            notes.append(f"{size} slices, the model learnt from units of {fewest} to {most}")
+        vectors = int(piece.vectors[i])
+        if vectors and not fewest <= vectors <= most:
+            what = "slices" if vectors == size else "volumes"
+            notes.append(f"{vectors} {what}, the model learnt from units of {fewest} to {most}")
         if piece.modalities[i] not in record.trained_on.modalities:
             notes.append(f"modality {piece.modalities[i]}, of which the model has seen none")
         if p[i] <= UNLIKE_AT:

@@ -11,12 +11,14 @@ from typing import Any, Literal
 
 from pipeline.config.data import BackboneChoice
 from pipeline.config.feature_sets import made_of
+from pipeline.config.heads import declared
 from pipeline.config.methods import Method
 from pipeline.config.regions import RegionFeatures
 from pipeline.config.segmentation import Segment
 from pipeline.config.segmentation_heads import SEGMENTATION_HEADS
 from pipeline.config.tasks import FeatureSet, Kind, Level, Part, Scaling, Task
 from pipeline.evaluation.covariates import Covariates
+from pipeline.evaluation.heads.contract import Head
 from pipeline.fitted.calibration import Calibration
 from pipeline.recipe import PatchTokens, Recipe
 from pipeline.results import PartCount, Provenance, Score
@@ -118,6 +120,12 @@ class ModelRecord(FiledRecord):
     thresholds: dict[str, float]
     calibration: Calibration | None
     head: dict[str, Any]
+
+    @property
+    def sees(self) -> Literal["units", "slices"]:
+        """Whether the head sees features of units, or of each of their slices."""
+        head = declared(self.method)
+        return head.sees if isinstance(head, Head) else "units"
 
     @property
     def modality(self) -> tuple[str, ...] | None:

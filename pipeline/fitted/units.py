@@ -47,8 +47,9 @@ class Piece:
     answered (a,): the numbers of those that have features, which `units` is of. paths (n,): of the
     first slice, the real one where the key is there; frames (n,): its frame; patients (n,):
     pseudonyms, "" for none; modalities (n,): of the first slice; sizes (n,): slices with features;
-    unreadable (n,): slices without, for good. slices, unit (m,): those with features, and the
-    number of the unit of each.
+    unreadable (n,): slices without, for good. vectors (n,): how many vectors a unit has, of slices
+    or of volumes. slices, unit (m,): those that `units` has, one a vector, and the number of the
+    unit of each. files, file_unit: of all slices with features.
     """
 
     ids: Texts
@@ -60,8 +61,11 @@ class Piece:
     modalities: Texts
     sizes: Rows
     unreadable: Rows
+    vectors: Rows
     slices: pa.Table
     unit: Rows
+    files: Texts
+    file_unit: Rows
 
     @property
     def units_by_patient(self) -> Units:
@@ -71,8 +75,7 @@ class Piece:
 
     def paths_of(self, number: int) -> list[str]:
         """Return the paths of a unit's slices with features, each once, in their order."""
-        places = np.flatnonzero(self.unit == number)
-        return list(dict.fromkeys(self.slices["path"].take(pa.array(places)).to_pylist()))
+        return list(dict.fromkeys(self.files[self.file_unit == number].tolist()))
 
 
 @dataclass(frozen=True)
@@ -81,13 +84,16 @@ class LiveUnits:
 
     unit (m,) ascending: of each slice; ids (n,): row number, pseudonym, or path. other: how many
     live slices are of other modalities; pending: how many await extraction. Units of these are
-    left out. regions, pool: what units are regions of, and how they are seen.
+    left out. has_vector (m,): which have a vector of their own; of a volume, whose slices have one
+    vector together, the middle one. regions, pool: what units are regions of, and how they are
+    seen.
     """
 
     slices: pa.Table
     status: NDArray[np.uint8]
     unit: Rows
     ids: Texts
+    has_vector: NDArray[np.bool_]
     other: int
     pending: int
     regions: Regions | None = None
@@ -129,8 +135,9 @@ class LiveUnits:
         # Of some of its slices a unit would be answered otherwise than of all.
         unit, _ = _units_of(slices, task.level)
         slices, status = _chosen(slices, status, ~np.isin(unit, unit[status == VOID]))
+        has_vector = np.ones(len(slices), bool)
         if recipe_of(store).level == "volume":
-            slices, status = _one_a_volume(slices, status)
+            has_vector = _one_a_volume(slices)
         unit, ids = _units_of(slices, task.level)
         # Slices of a unit stand together, in the order of their rows.
         order = np.argsort(unit, kind="stable")
@@ -139,6 +146,7 @@ class LiveUnits:
             status[order],
             unit[order],
             ids,
+            has_vector[order],
             other,
             pending,
             regions,
@@ -166,25 +174,28 @@ class LiveUnits:
         answered = np.flatnonzero(sizes)
         number = np.cumsum(sizes > 0) - 1
         ids = self.ids[first:stop]
-        readable = slices.filter(pa.array(has_features))
+        paths = _texts(slices, "path")
+        is_seen = has_features & self.has_vector[start:end]
+        readable = slices.filter(pa.array(is_seen))
         rows = readable["row"].to_numpy()
-        units = Units.unlabelled(
-            ids[answered], rows, number[unit[has_features]], places_along(readable)
-        )
+        units = Units.unlabelled(ids[answered], rows, number[unit[is_seen]], places_along(readable))
         if self.regions is not None:
             units = seen_by_tokens(units, self.regions, self.pool, readable)
         return Piece(
             ids=ids,
             answered=answered,
             units=units,
-            paths=_texts(slices, "path")[at],
+            paths=paths[at],
             frames=slices["frame"].to_numpy()[at].astype(np.int64),
             patients=_texts(slices, "patient")[at],
             modalities=_texts(slices, "modality")[at],
             sizes=sizes,
             unreadable=np.bincount(unit, minlength=n) - sizes,
+            vectors=np.bincount(unit[is_seen], minlength=n),
             slices=readable,
-            unit=unit[has_features],
+            unit=unit[is_seen],
+            files=paths[has_features],
+            file_unit=unit[has_features],
         )
 
 
@@ -214,13 +225,11 @@ def units_from(units: Units, numbers: Rows) -> Units:
     )
 
 
-def _one_a_volume(
-    slices: pa.Table, status: NDArray[np.uint8]
-) -> tuple[pa.Table, NDArray[np.uint8]]:
-    """Return the middle slice of each volume, whose vector all of its slices have."""
+def _one_a_volume(slices: pa.Table) -> NDArray[np.bool_]:
+    """Return (m,) which is the middle slice of each volume, whose vector all of its slices have."""
     rows = slices["row"].to_numpy()
     every = Units.unlabelled(rows.astype(np.str_), rows, np.arange(len(rows)))
-    return _chosen(slices, status, np.isin(rows, every.one_a_volume(slices).rows))
+    return np.asarray(np.isin(rows, every.one_a_volume(slices).rows))
 
 
 def _chosen(

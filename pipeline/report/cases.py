@@ -80,8 +80,8 @@ def _mattered(source: Source, heeded: Heeded, drawn: Mapping[int, bytes]) -> Cas
     cases = []
     for i, verdict, slices in heeded.units:
         (row, weight), *others = slices
-        neighbours = tuple(case(i, other, f"counts {of_other:.2f}") for other, of_other in others)
-        shown = case(i, row, f"counts {weight:.2f}; {verdict}")
+        neighbours = tuple(case(i, other, f"weight {of_other:.2f}") for other, of_other in others)
+        shown = case(i, row, f"weight {weight:.2f}; {verdict}")
         cases.append(replace(shown, neighbours=neighbours))
     return CaseGroup(heeded.title, heeded.about, tuple(cases), "The slices that counted next most")
 

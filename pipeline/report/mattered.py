@@ -64,7 +64,7 @@ def _heeded(source: Source, method: str, result: Result) -> Heeded | None:
     title = declared(method).title
     about = (
         f"Of the {len(units)} of {len(ids)} test units with the highest numbers, the slices that "
-        f"counted most (all of a unit's add up to 1)."
+        f"counted most (`weight`; all of a unit's add up to 1)."
     )
     return Heeded(f"Slices that mattered: {title}", about, judged, tuple(units))
 
@@ -73,9 +73,9 @@ def _verdict(judged: Judged, i: int) -> str:
     """Return what was said of a unit, and what is true of it."""
     truth = judged.truth
     if truth.kind == "regression":
-        return f"{judged.proba[i, 0]:.4g}, truly {truth.y[i]:.4g}"
+        return f"predicted {judged.proba[i, 0]:.4g}, truly {truth.y[i]:.4g}"
     if truth.kind == "survival":
         return f"risk {judged.proba[i, 0]:.2g}, watched for {truth.y[i, 0]:.4g}"
     j = 1 if truth.kind == "binary" else int(np.nanargmax(judged.proba[i]))
     is_so = "unknown" if not truth.known[i, j] else "yes" if truth.indicator[i, j] else "no"
-    return f"{truth.classes[j]} {judged.proba[i, j]:.3g}, truly {is_so}"
+    return f"probability of {truth.classes[j]!r} {judged.proba[i, j]:.3g}, truly {is_so}"

@@ -10,7 +10,6 @@ from pipeline.report.wording import (
     METRICS,
     RANDOM,
     TableKind,
-    count,
     few_note,
     few_text,
     interval,
@@ -20,6 +19,7 @@ from pipeline.report.wording import (
     setting_text,
     spread,
     table_kind,
+    units_text,
 )
 from pipeline.results import Metric, Result, Segmented
 
@@ -134,10 +134,7 @@ def _lines_of_answer(store: str, result: Result | Segmented) -> Iterator[Line]:
 
 def _tested(result: Result | Segmented) -> str:
     test = result.counts["test"]
-    few = few_text(result)
-    if result.level == "patient":
-        return count(test.units, "patient") + few
-    return f"{count(test.units, result.level)} of {count(test.patients, 'patient')}{few}"
+    return units_text(result.level, test.units, test.patients) + few_text(result)
 
 
 def columns_of(lines: Sequence[Line]) -> list[str]:

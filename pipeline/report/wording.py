@@ -106,6 +106,14 @@ def method_title(method: str) -> str:
     return declared(method).title
 
 
+def units_text(level: str, units: int, patients: int) -> str:
+    """Return how many units there are, and of how many patients: 24 series of 24 patients."""
+    if level == "patient":
+        return count(units, "patient")
+    plural = {"series": "series", "study": "studies"}.get(level, "")
+    return f"{count(units, level, plural)} of {count(patients, 'patient')}"
+
+
 def key_of(task: str) -> str:
     """Return a task's name as it may stand in the name of a file and in an id of the page."""
     key = "".join(c if c.isalnum() else "-" for c in task)

@@ -114,8 +114,8 @@ def _tune_fold(job: TuningJob, cases: Cases, parts: Parts, name: str) -> _FoldAn
     val = units.at(parts["val"][val_there])
     rule = cases.task.operating_point
     prediction = Prediction({"epoch": fold.tuned.epoch}, proba, on_val=on_val)
-    for label, metric in doubtful_points(prediction, val, rule).items():
-        notes.append(doubtful_note(label, [(0, metric)], 1))
+    for label, point in doubtful_points(prediction, val, rule).items():
+        notes.append(doubtful_note(label, [(0, point)], 1))
     at_points = at_operating_points(prediction, val, rule)
     return _FoldAnswer([at_points], notes, test[there], fold.tuned)
 

@@ -14,6 +14,7 @@ from pipeline.annotations.units import Units
 from pipeline.config.data import Labels
 from pipeline.config.tasks import Task
 from pipeline.shared.pseudonyms import Names
+from pipeline.shared.texts import count
 from stores.errors import LabelError
 from stores.slices import SLICE_SCHEMA
 from stores.withdrawn import Withdrawn
@@ -140,6 +141,31 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     assert (tally.unlabelled_units, tally.unreadable_slices, tally.pending_slices) == (2, 1, 1)
     assert (tally.unmatched_labels, tally.unmatched_slices) == (1, 0)
     assert tally.unmatched_label_examples == ("gone.png",)
+    assert (tally.unreadable_units, tally.unreadable_patients) == (1, 1)
+
+
+@pytest.mark.parametrize("some", [True, False])
+def test_units_without_features_are_told_with_why_where_labels_lack_for_them(
+    tmp_path: Path, some: bool
+) -> None:
+    sick = ["0", "0", "1", "1"]
+    file = write_csv(tmp_path / "l.csv", path=[f"f{i}.png" for i in range(4)], sick=sick)
+    task = Task(labels=("sick",))
+    names = Told(tmp_path, "keep")
+    status = np.array([1 if some else 2, 1 if some else 2, 2, 2], np.uint8)
+    why = {0: "truncated", 1: "truncated", 2: "truncated", 3: "not-a-volume"}
+    table = read_labels(Labels(file=file), [task])
+    with pytest.raises(LabelError) as refused:
+        label_units(
+            table, task, slices({}, {}, {}, {}), status, tmp_path, names, reasons=lambda: why
+        )
+    said = str(refused.value)
+    lost = 2 if some else 4
+    assert f"{lost} of 4 units with a label" in said
+    assert f", of {count(lost, 'patient')}, have no features" in said
+    assert f"{lost - 1} truncated, 1 not-a-volume" in said
+    assert "radprobe failures" in said
+    assert "missing: zero" not in said
 
 
 def test_no_path_of_a_purged_slice_comes_back_by_what_is_left_out(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -224,10 +225,15 @@ def test_an_operating_point_that_chance_chose_is_told(root: Path, kind: str) -> 
     config = config_of(root, knn={"k": [5]}, **asked)
     (result,) = evaluate(config, ["knn"])
     (note,) = [each for each in result.notes if "operating point" in each]
-    assert note.startswith("the operating point of 'malignant' is no better than chance: val")
+    assert note.startswith(
+        "the operating point of 'malignant' cannot be told from one by chance: val"
+    )
+    assert re.search(r"AUROC of 0\.\d\d \[0\.\d\d, \d\.\d\d\] \(of \d+ patients\)", note)
     assert "everybody, or nobody" in note
     assert ("in folds" in note) == (kind == "kfold")
-    assert "operating point of 'malignant' is no better" in " ".join(printed([result]).split())
+    assert "operating point of 'malignant' cannot be told from" in " ".join(
+        printed([result]).split()
+    )
     # Where val says where to call, and where no point is chosen, nothing is told.
     likeliest = {"tasks": {"t": {"labels": ["look"], "operating_point": "likeliest"}}}
     (result,) = evaluate(config_of(root, knn={"k": [5]}, **asked | likeliest), ["knn"])

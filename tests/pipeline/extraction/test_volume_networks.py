@@ -23,6 +23,7 @@ from pipeline.extract import extract
 from pipeline.extraction import volume_part
 from pipeline.extraction.embed import Speed
 from pipeline.extraction.exchange import exported_array
+from pipeline.extraction.failures import failures, in_lines
 from pipeline.extraction.plan import plan
 from pipeline.extraction.recipes import create_store, make_recipe
 from pipeline.fitted.fit import fit
@@ -30,11 +31,12 @@ from pipeline.fitted.predict import predictions
 from pipeline.fitted.sources import FolderOptions
 from pipeline.inference.volumes import VolumeForward
 from pipeline.preprocessing.volume_input import Volume, network_input, stacked, window_starts
-from pipeline.recipe import Architecture, Recipe, VolumeInput, recipe_of
+from pipeline.recipe import Architecture, Preprocess, Recipe, VolumeInput, recipe_of
 from pipeline.segment import segment
 from pipeline.tune import tune, tune_masks
 from stores import FeatureStore
 from stores.errors import ConfigError, WeightsError
+from stores.slices import SliceRow
 from stores.verify import verify
 
 HERE = Speed(device="cpu", workers=0)
@@ -151,6 +153,22 @@ def test_a_volume_that_lost_a_slice_says_nothing(images: Path, tmp_path: Path) -
         save(made, folder / f"{k}.dcm")
     summary = extract(config_of(tmp_path), HERE)
     assert summary.unreadable == {"not-a-volume": 6}
+    lost = list(in_lines(failures(tmp_path / "store")))
+    (line,) = lost  # of the volume, not one a slice
+    assert line.startswith("not-a-volume: 0.dcm and 5 other files of its series: slices are")
+    assert "(missing-position); complete it" in line
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [("no-orientation", "no orientation"), ("no-position", "does not say where its slices lie")],
+)
+def test_a_volume_that_says_nothing_of_its_place_is_told_so(flag: str, said: str) -> None:
+    slices = [SliceRow(k, "a.nii", k, "s", "CT", flags=(flag,)) for k in range(2)]
+    fault = volume_part._fault_of(slices, Preprocess.model_construct(volume=WINDOWS))
+    assert fault is not None
+    assert said in fault.detail
+    assert "equal distances" not in fault.detail
 
 
 def test_a_changed_volume_is_seen_anew_as_a_whole(images: Path, tmp_path: Path) -> None:
@@ -215,7 +233,12 @@ def test_answers_are_of_volumes_and_never_of_images(images: Path, tmp_path: Path
     table = predictions(model, root / "images", FolderOptions(modality="CT", speed=HERE))
     of_store = predictions(model, config.store)
     assert table.num_rows == of_store.num_rows == 12
-    assert table["slices"].to_pylist() == [1] * 12
+    # A volume has one vector, and is named by its first slice of all that it has.
+    for each in (table, of_store):
+        depths = [nib.load(root / "images" / path).shape[2] for path in each["path"].to_pylist()]
+        assert each["slices"].to_pylist() == depths
+        assert each["frame"].to_pylist() == [0] * 12
+        assert not any("learnt from units" in note for note in each["notes"].to_pylist())
     said = dict(zip(table["path"].to_pylist(), table["proba:1"].to_pylist(), strict=True))
     for path, proba in zip(
         *(of_store[name].to_pylist() for name in ("path", "proba:1")), strict=True

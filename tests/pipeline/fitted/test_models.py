@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from pipeline.extract import extract
 from pipeline.extraction.embed import Speed
 from pipeline.fitted import units as units_module
 from pipeline.fitted.calibration import Sigmoid
+from pipeline.fitted.card import card_text
 from pipeline.fitted.estimator import Estimator
 from pipeline.fitted.fit import fit
 from pipeline.fitted.folder import CARD, RECORD
@@ -202,7 +204,9 @@ def test_how_much_each_slice_counted_is_filed_and_predicted_alike(
     assert {row for row, _ in shown.units[0][2]} <= set(filed["row"].to_pylist())
     (group,) = (each for each in task_cases(source, None, {})["patient"] if each.title == title)
     assert [case.row for case in group.cases] == [slices[0][0] for _, _, slices in shown.units]
-    assert group.cases[0].about.startswith("counts 0.")
+    assert "pooled by" not in card_text(model.record)
+    said = r"weight 0\.\d\d; probability of 'yes' [\d.e-]+, truly (yes|no)"
+    assert re.fullmatch(said, group.cases[0].about)
     assert [len(case.neighbours) for case in group.cases] == [2] * len(group.cases)
 
 
@@ -240,7 +244,7 @@ def test_no_calibration_is_learnt_of_patients_who_were_fitted_on(tmp_path: Path)
     model = fit(config(tmp_path, "binary", split=split), tmp_path / "model", method="knn")
     made = model.record.calibration
     if made is None:
-        assert any("no better than chance" in note for note in model.record.notes)
+        assert any("cannot be told from one by chance" in note for note in model.record.notes)
         return
     (one,) = made.sigmoids.values()
     assert isinstance(one, Sigmoid)

@@ -11,7 +11,7 @@ import pytest
 from pipeline.report.short_table import ShortTable, files_of, short_table
 from pipeline.report.sources import Source, open_sources
 from pipeline.report.tables import MINUS
-from pipeline.report.wording import RANDOM, interval, notes_once
+from pipeline.report.wording import RANDOM, interval, notes_once, units_text
 from pipeline.results import Result
 from tests.pipeline.report.test_report import collection
 
@@ -85,3 +85,11 @@ def test_a_note_is_said_once_with_all_that_have_it(sources: list[Source]) -> Non
     ]
     tasks = ", ".join(dict.fromkeys(a.task for a in noted))
     assert notes_once(noted) == [(tasks, "of all"), (f"{tasks} by kNN", "of kNN")]
+
+
+@pytest.mark.parametrize(
+    ("level", "said"), [("series", "24 series"), ("study", "24 studies"), ("image", "24 images")]
+)
+def test_units_stand_in_their_plural(level: str, said: str) -> None:
+    assert units_text(level, 24, 12) == f"{said} of 12 patients"
+    assert units_text("patient", 12, 12) == "12 patients"
