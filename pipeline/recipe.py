@@ -467,6 +467,12 @@ class Recipe(Frozen):
                 f"outputs.raptor makes the output `volume`. Got outputs {list(self.outputs)} "
                 "instead; write `keep: [volume]`."
             )
+        assert self.raptor is not None
+        if self.raptor.numbers > self.architecture.dim:
+            raise ValueError(
+                f"outputs.raptor.numbers must be at most the {self.architecture.dim} features of a "
+                f"patch, of which more tell nothing new. Got {self.raptor.numbers} instead."
+            )
         assert self.preprocess.volume is not None
         for name, asked, only in (
             ("preprocess.volume.fit", self.preprocess.volume.fit, "shrink"),

@@ -343,6 +343,8 @@ def test_raptor_names_what_it_cannot_see(tmp_path: Path) -> None:
         recipe(outputs={"keep": ["cls", "volume"]})
     with pytest.raises(ConfigError, match=r"raptor makes the output `volume`|nothing beside it"):
         recipe(outputs={"keep": ["cls"], "raptor": {"numbers": 5}})
+    with pytest.raises(ConfigError, match=r"numbers must be at most the \d+ features of a patch"):
+        recipe(outputs={"keep": ["volume"], "raptor": {"numbers": 10**8}})
 
 
 def test_a_volume_is_shrunk_along_its_longer_axes_alone() -> None:

@@ -199,9 +199,9 @@ def test_how_much_each_slice_counted_is_filed_and_predicted_alike(
     title = "Slices that mattered: Attention over slices"
     (shown,) = (group for group in heeded_slices(source)["patient"] if group.title == title)
     assert len(shown.units) == min(6, tested)
-    assert {row for row, _ in shown.units[0][1]} <= set(filed["row"].to_pylist())
+    assert {row for row, _ in shown.units[0][2]} <= set(filed["row"].to_pylist())
     (group,) = (each for each in task_cases(source, None, {})["patient"] if each.title == title)
-    assert [case.row for case in group.cases] == [slices[0][0] for _, slices in shown.units]
+    assert [case.row for case in group.cases] == [slices[0][0] for _, _, slices in shown.units]
     assert group.cases[0].about.startswith("counts 0.")
     assert [len(case.neighbours) for case in group.cases] == [2] * len(group.cases)
 
