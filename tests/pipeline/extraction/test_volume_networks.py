@@ -33,6 +33,7 @@ from pipeline.outlook import _not_kept
 from pipeline.preprocessing.volume_input import Volume, network_input, stacked, window_starts
 from pipeline.recipe import Architecture, Recipe, VolumeInput, recipe_of
 from pipeline.segment import segment
+from pipeline.segmentation.tokens import Tokens
 from pipeline.tune import tune, tune_masks
 from stores import FeatureStore
 from stores.errors import ConfigError, WeightsError
@@ -276,7 +277,9 @@ def test_what_needs_slices_is_refused_before_labels_and_masks_are_read(
         "patch]}`."
     ]
     recipe, _ = make_recipe(config)
-    create_store(config, recipe)
+    store = create_store(config, recipe)
+    with pytest.raises(ConfigError, match="a store with .* by a network of slices"):
+        Tokens(store)
     assert exported_array(config.store) == "volume"
     with pytest.raises(ConfigError, match="vectors of whole volumes instead"):
         segment(config)
