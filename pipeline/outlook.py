@@ -27,7 +27,7 @@ from pipeline.annotations.mask_matching import (
 )
 from pipeline.annotations.units import Truth, Units
 from pipeline.config.feature_sets import are_kept, kept_features, made_of
-from pipeline.config.heads import DEFAULT_HEADS, declared
+from pipeline.config.heads import DEFAULT_HEADS, TUNED, declared
 from pipeline.config.root import Config
 from pipeline.config.tasks import FeatureSet, Task
 from pipeline.evaluation.cases import features_alone, keys_of_units, split_texts
@@ -408,12 +408,12 @@ def _masks(config: Config, name: str, slices: pa.Table, names: Names, *, read: b
 
 def _not_kept(config: Config) -> Sequence[str]:
     """Return what the config asks of features that the store would not have."""
+    if sees_volumes(config):
+        return _not_of_volumes(config)
     notes = list(_not_kept_for_heads(config))
     if "patch" in config.outputs.keep:
         return notes
-    # A vector of the whole volume stands alone: slices are another store's.
-    of_slices = [name for name in config.outputs.keep if name != "volume"] or ["cls", "mean"]
-    keep = ", ".join([*of_slices, "patch"])
+    keep = ", ".join([*config.outputs.keep, "patch"])
     if config.segment:
         notes.append(
             "Segmentation heads read patch tokens, which are not kept: write `outputs: {keep: "
@@ -427,11 +427,24 @@ def _not_kept(config: Config) -> Sequence[str]:
     return notes
 
 
+def _not_of_volumes(config: Config) -> Sequence[str]:
+    """Return which blocks of a config that sees volumes ask for slices."""
+    asking = ["segment"] if config.segment else []
+    asking += [name for name in TUNED if getattr(config, name) is not None]
+    if not asking:
+        return []
+    # A vector of the whole volume stands alone: slices are another store's.
+    keep = "cls, mean, patch" if config.segment else "cls, mean"
+    return [
+        f"Masks are drawn and networks tuned on slices, and {config.backbone.name} sees whole "
+        f"volumes here, so that nothing is answered by {' and '.join(asking)}: name a network of "
+        f"slices in another config, with a store of its own and `outputs: {{keep: [{keep}]}}`."
+    ]
+
+
 def _not_kept_for_heads(config: Config) -> Iterator[str]:
     """Yield what the heads of `evaluate` see of whole slices and the store would not have."""
     outputs = config.outputs
-    if sees_volumes(config):
-        return
     of_slices = [task for task in config.tasks.values() if task.region is None]
     of_survival = {task.time is not None for task in of_slices}
     lacking: dict[FeatureSet, list[str]] = {}

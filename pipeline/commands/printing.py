@@ -43,7 +43,9 @@ if TYPE_CHECKING:
     from pipeline.results import Difference, Metric, Result, Score, Segmented
     from pipeline.segmentation.patch_search import PatchHit
 
-RANDOM = "RANDOM WEIGHTS: an untrained network made these numbers; they say nothing of DINOv2."
+RANDOM = (
+    "RANDOM WEIGHTS: an untrained network made these numbers; they say nothing of a trained one."
+)
 # The metrics a table shows; a result's file holds the others too.
 HEADLINES = {
     "accuracy": "accuracy",

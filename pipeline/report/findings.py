@@ -49,7 +49,7 @@ def _weights(source: Source) -> Iterator[ReportFinding]:
             "weights",
             "warn",
             "RANDOM WEIGHTS: an untrained network made these features. No number here says "
-            "anything of DINOv2; the page shows that the pipeline works.",
+            "anything of a trained one; the page shows that the pipeline works.",
         )
 
 

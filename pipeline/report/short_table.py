@@ -55,7 +55,7 @@ def short_table(sources: Sequence[Source]) -> ShortTable:
     head = (*(("Store",) if len(sources) > 1 else ()), *_HEAD, *methods)
     rows = [(*line, *(scores.get(m, "") for m in methods)) for line, scores in lines.items()]
     random = any(source.recipe.random for source in sources)
-    stamp = (f"{RANDOM}: not of DINOv2.",) if random else ()
+    stamp = (f"{RANDOM}: not of a trained network.",) if random else ()
     intervals = "In brackets: 95 % intervals by a bootstrap over patients."
     return ShortTable(head, tuple(rows), (*stamp, intervals, networks_of(sources)))
 

@@ -157,7 +157,7 @@ def networks_of(sources: Sequence[Source]) -> str:
 
 def markdown(lines: Sequence[Line], *, random: bool, networks: str = "") -> str:
     """Return the lines as a Markdown table of each kind, and below what the features are of."""
-    stamp = f"**{RANDOM}**: not of DINOv2.\n\n" if random else ""
+    stamp = f"**{RANDOM}**: not of a trained network.\n\n" if random else ""
     below = f"\n{networks}\n" if networks else ""
     tables = tables_of(lines)
     texts = []
@@ -203,7 +203,7 @@ def latex(lines: Sequence[Line], *, random: bool, networks: str = "") -> str:
 
     networks: a sentence for the caption on what the features are of.
     """
-    stamp = f"{RANDOM}: not of DINOv2. " if random else ""
+    stamp = f"{RANDOM}: not of a trained network. " if random else ""
     intervals = "Scores with 95\\,\\% intervals by a bootstrap over patients."
     called = " Called from: the probability, chosen on validation, from which a case is positive."
     below = f" {tex(networks)}" if networks else ""

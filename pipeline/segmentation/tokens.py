@@ -18,9 +18,10 @@ class Tokens:
     def __init__(self, store: FeatureStore) -> None:
         if "patch" not in store.arrays:
             have = ", ".join(sorted({"cls", "mean", "volume"} & store.arrays.keys()))
+            by = ", by a network of slices" if "volume" in store.arrays else ""
             raise ConfigError(
                 f"This asks patch tokens, and the store {store.path} has none (it has "
-                f"{have}). Extract a store with outputs.keep: [patch]."
+                f"{have}). Extract a store with outputs.keep: [patch]{by}."
             )
         self._store = store
 

@@ -30,9 +30,11 @@ from pipeline.fitted.fit import fit
 from pipeline.fitted.predict import predictions
 from pipeline.fitted.sources import FolderOptions
 from pipeline.inference.volumes import VolumeForward
+from pipeline.outlook import _not_kept
 from pipeline.preprocessing.volume_input import Volume, network_input, stacked, window_starts
 from pipeline.recipe import Architecture, Preprocess, Recipe, VolumeInput, recipe_of
 from pipeline.segment import segment
+from pipeline.segmentation.tokens import Tokens
 from pipeline.tune import tune, tune_masks
 from stores import FeatureStore
 from stores.errors import ConfigError, WeightsError
@@ -291,8 +293,16 @@ def test_what_needs_slices_is_refused_before_labels_and_masks_are_read(
     for ask in (tune, tune_masks):
         with pytest.raises(ConfigError, match="needs a network that sees slices.*whole volumes"):
             ask(config)
+    assert _not_kept(config) == [
+        f"Masks are drawn and networks tuned on slices, and {config.backbone.name} sees whole "
+        "volumes here, so that nothing is answered by segment and finetune: name a network of "
+        "slices in another config, with a store of its own and `outputs: {keep: [cls, mean, "
+        "patch]}`."
+    ]
     recipe, _ = make_recipe(config)
-    create_store(config, recipe)
+    store = create_store(config, recipe)
+    with pytest.raises(ConfigError, match="a store with .* by a network of slices"):
+        Tokens(store)
     assert exported_array(config.store) == "volume"
     with pytest.raises(ConfigError, match="vectors of whole volumes instead"):
         segment(config)

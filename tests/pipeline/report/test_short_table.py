@@ -52,7 +52,7 @@ def test_the_four_formats_hold_the_same_cells() -> None:
     table = ShortTable(
         ("Task", "Cases", "Patients", "Positive", "Score", "kNN"),
         (("=a|b<c>_1", "12", "6 (few)", "3 (ill)", "AUROC", f"{MINUS}0.100 [{MINUS}0.80, 0.97]"),),
-        (f"{RANDOM}: not of DINOv2.", "store is of tiny_14."),
+        (f"{RANDOM}: not of a trained network.", "store is of tiny_14."),
     )
     files = files_of(table)
     assert sorted(files) == ["short.csv", "short.html", "short.md", "short.tex"]
