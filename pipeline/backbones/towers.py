@@ -95,8 +95,12 @@ def loaded_network(
         )
     finally:
         transformers_logging.set_verbosity(verbosity)
-    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
-    check_keys(architecture, file, *([str(key) for key in info[kind]] for kind in kinds), state)
+    mismatched = [
+        f"{key} ({tuple(given)}, not {tuple(asked)})"
+        for key, given, asked in info["mismatched_keys"]
+    ]
+    missing, unexpected = ([*info[kind]] for kind in ("missing_keys", "unexpected_keys"))
+    check_keys(architecture, file, missing, unexpected, mismatched, state)
     return model
 
 
