@@ -131,7 +131,8 @@ def test_a_key_too_few_or_of_another_network_is_named(
     # Hundreds are counted, and what to do is told.
     match = (
         r"missing: layers\.16\.depthwise\.conv\.weight, .* and 85 more; mismatched: "
-        r"last\.conv\.weight \(.*, not .* more\. Its first keys: embedder\.conv\.weight, .* Name in backbone\.weights the file"
+        r"last\.conv\.weight \(.*, not .* more\. Its first keys: embedder\.conv\.weight, .* "
+        r"Name in backbone\.weights the file"
     )
     with pytest.raises(WeightsError, match=match) as refused:
         load_backbone("efficientnet_lite2", tmp_path / "lite0.pth", image_size=SIZE, blocks=1)
