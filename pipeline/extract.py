@@ -52,10 +52,10 @@ class Summary:
     """What one run found, did and left aside; every count is of slices unless it says files.
 
     linked: slices that took the features of another slice with the same pixels. telling: slices
-    whose path holds their patient's id or a UID, where the store keeps paths. unreadable_volumes: of
-    how many volumes slices are unreadable, where volumes are embedded. folders_left_out: by what they
-    are; notes: what of the config had no effect, as far as this run looked. bottleneck: a
-    sentence on what took the time.
+    whose path holds their patient's id or a UID, where the store keeps paths. unreadable_volumes:
+    whose slices are unreadable, where volumes are embedded. folders_left_out: by what they are;
+    notes: what of the config had no effect, as far as this run looked. bottleneck: a sentence on
+    what took the time.
     """
 
     store: str
