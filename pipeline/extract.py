@@ -10,7 +10,7 @@ import contextlib
 import functools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -39,7 +39,7 @@ from pipeline.extraction.selection import left_out_folders, set_aside
 from pipeline.extraction.sync import Look, update_tables
 from pipeline.inference.speed import cores, sleep_while_waiting
 from pipeline.outlook import Outlook, log_outlook, outlook_of
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, recipe_of
 from pipeline.shared.interruption import leaving_behind
 from pipeline.shared.texts import count
 from stores import FeatureStore, PartRange
@@ -52,9 +52,10 @@ class Summary:
     """What one run found, did and left aside; every count is of slices unless it says files.
 
     linked: slices that took the features of another slice with the same pixels. telling: slices
-    whose path holds their patient's id or a UID, where the store keeps paths. folders_left_out: by
-    what they are; notes: what of the config had no effect, as far as this run looked. bottleneck: a
-    sentence on what took the time.
+    whose path holds their patient's id or a UID, where the store keeps paths. unreadable_volumes:
+    whose slices are unreadable, where volumes are embedded. folders_left_out: by what they are;
+    notes: what of the config had no effect, as far as this run looked. bottleneck: a sentence on
+    what took the time.
     """
 
     store: str
@@ -65,6 +66,7 @@ class Summary:
     telling: int
     found: dict[str, int]
     unreadable: dict[str, int]
+    unreadable_volumes: int
     files_set_aside: dict[str, int]
     folders_left_out: dict[str, int]
     notes: list[str]
@@ -169,6 +171,7 @@ def _summary(run: _ExtractRun, result: _RunResult, weights: str, started: float)
     failed = sorted(result.parts.failed.items())
     keeps_paths = run.config.data.paths == "keep"
     files = _files(store)
+    unreadable = _unreadable(store)
     return Summary(
         store=store.place,
         weights=weights,
@@ -177,7 +180,8 @@ def _summary(run: _ExtractRun, result: _RunResult, weights: str, started: float)
         linked=embedded.linked,
         telling=_flagged(store, IDENTIFIER_IN_PATH) if keeps_paths else 0,
         found=result.counts,
-        unreadable=dict(_unreadable(store)),
+        unreadable=dict(Counter(unreadable.values())),
+        unreadable_volumes=_volumes(store, unreadable),
         files_set_aside=dict(set_aside(files)),
         folders_left_out=dict(left_out_folders(files)),
         notes=list(run.notes),
@@ -411,9 +415,19 @@ def _flagged(store: FeatureStore, flag: str) -> int:
     return int(pc.sum(pc.equal(pc.list_flatten(live), flag)).as_py() or 0)
 
 
-def _unreadable(store: FeatureStore) -> Counter[str]:
-    """Count the store's unreadable live slices by reason, from the receipts."""
+def _unreadable(store: FeatureStore) -> dict[int, str]:
+    """Return row -> reason of the store's unreadable live slices, from the receipts."""
     failures = store.failures()
     rows = np.array(list(failures), np.int64)
     live = rows[np.isin(rows, store.live_rows())]
-    return Counter(failures[row] for row in live.tolist())
+    return {row: failures[row] for row in live.tolist()}
+
+
+def _volumes(store: FeatureStore, rows: Iterable[int]) -> int:
+    """Return of how many volumes rows are, in a store of what is said of volumes; else 0."""
+    if recipe_of(store).level != "volume":
+        return 0
+    slices = store.slices(["row", "series"])
+    return len(
+        pc.unique(slices.filter(pc.is_in(slices["row"], pa.array([*rows], pa.int64())))["series"])
+    )

@@ -7,6 +7,7 @@ the judges of its numbers in the tests.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,8 @@ from stores.errors import WeightsError
 
 # SwiGLU keeps two thirds of the MLP's width, rounded up to a multiple of this.
 _SWIGLU_MULTIPLE = 8
+# Keys that a message names of each kind.
+_TOLD = 5
 
 
 class BlockTokens(NamedTuple):
@@ -200,10 +203,10 @@ def loaded_network(
 ) -> Dinov2:
     """Return a network with the weights of a state dict, in float32; every key must fit.
 
-    Raises WeightsError naming every missing, unexpected or misshapen key.
+    Raises WeightsError naming and counting missing, unexpected and misshapen keys.
     """
     network = empty_network(architecture, image_size)
-    check_keys(architecture, file, *_faults_of(network.state_dict(), state))
+    check_keys(architecture, file, *_faults_of(network.state_dict(), state), state)
     network.load_state_dict(state)
     return network
 
@@ -227,12 +230,22 @@ def check_keys(
     missing: list[str],
     unexpected: list[str],
     mismatched: list[str],
+    there: Iterable[str],
 ) -> None:
-    """Raise WeightsError where keys of a file do not fit its network."""
+    """Raise WeightsError where keys of a file do not fit its network; there: all that it has."""
     kinds = {"missing": missing, "unexpected": unexpected, "mismatched": mismatched}
-    faults = [f"{kind}: {', '.join(sorted(keys))}" for kind, keys in kinds.items() if keys]
+    faults = [f"{kind}: {_first_of(sorted(keys))}" for kind, keys in kinds.items() if keys]
     if faults:
         raise WeightsError(
-            f"{str(file)!r} does not fit the network asked for (dim {architecture.dim}, depth "
-            f"{architecture.depth}, {architecture.registers} registers). " + "; ".join(faults)
+            f"{str(file)!r} does not fit the network asked for ({architecture.family}, dim "
+            f"{architecture.dim}, depth {architecture.depth}, {architecture.registers} registers). "
+            f"{'; '.join(faults)}. Its first keys: {', '.join([*there][:_TOLD])}. Name in "
+            "backbone.weights the file of that network, or in backbone.name the network of that "
+            "file."
         )
+
+
+def _first_of(keys: list[str]) -> str:
+    """Return the first of some keys, and how many there are beside: of another network hundreds."""
+    more = len(keys) - _TOLD
+    return ", ".join(keys[:_TOLD]) + (f" and {more} more" if more > 0 else "")

@@ -139,7 +139,7 @@ def load_backbone(
     image_size: pixels, a multiple of the patch size; blocks, patch_blocks: CLS and patch tokens of
     the last l blocks; dtype: of the weights; precision: see Backbone; compiled: by torch.compile,
     at the first batch; treatment: see `pipeline.recipe.Treatment`.
-    Raises WeightsError naming every missing, unexpected or misshapen key.
+    Raises WeightsError naming and counting missing, unexpected and misshapen keys.
     """
     if name in VOLUME_NETWORKS:
         raise ConfigError(f"{name} sees volumes and no slices: extract by a config that names it.")

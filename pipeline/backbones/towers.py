@@ -77,7 +77,7 @@ def loaded_network(
 ) -> Any:
     """Return a network with the weights of a state dict, in float32; every key must fit.
 
-    Raises WeightsError naming every missing, unexpected or misshapen key.
+    Raises WeightsError naming and counting missing, unexpected and misshapen keys.
     """
     model_class, config, options = network_parts(architecture, image_size)
     transformers_logging.disable_progress_bar()
@@ -95,8 +95,12 @@ def loaded_network(
         )
     finally:
         transformers_logging.set_verbosity(verbosity)
-    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
-    check_keys(architecture, file, *([str(key) for key in info[kind]] for kind in kinds))
+    mismatched = [
+        f"{key} ({tuple(given)}, not {tuple(asked)})"
+        for key, given, asked in info["mismatched_keys"]
+    ]
+    missing, unexpected = ([*info[kind]] for kind in ("missing_keys", "unexpected_keys"))
+    check_keys(architecture, file, missing, unexpected, mismatched, state)
     return model
 
 

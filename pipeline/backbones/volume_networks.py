@@ -84,7 +84,7 @@ def loaded_network(
 ) -> Any:
     """Return a network with the weights of a state dict, in float32; every key must fit.
 
-    Raises WeightsError naming every missing, unexpected or misshapen key.
+    Raises WeightsError naming and counting missing, unexpected and misshapen keys.
     """
     model = empty_network(architecture, image_size)
     # Batches counted in training change nothing: files of some have them, of others not.
@@ -98,6 +98,7 @@ def loaded_network(
         sorted(have.keys() - given.keys()),
         sorted(given.keys() - have.keys()),
         sorted(misshapen),
+        state,
     )
     model.load_state_dict(given, strict=False)  # all but the counters, as was checked
     return model.float()

@@ -267,7 +267,9 @@ def _print_summary(summary: Summary) -> None:
             "pass the store on.",
             highlight=False,
         )
-    _print_losses("slice", "unreadable", summary.unreadable)
+    volumes = summary.unreadable_volumes
+    of_volumes = f" (of {count(volumes, 'volume')})" if volumes else ""
+    _print_losses("slice", f"unreadable{of_volumes}", summary.unreadable)
     _print_losses("file", "set aside", summary.files_set_aside)
     _print_left_out(summary.folders_left_out, summary.notes)
     if summary.unreadable or summary.files_set_aside:

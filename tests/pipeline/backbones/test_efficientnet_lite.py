@@ -128,8 +128,15 @@ def test_a_key_too_few_or_of_another_network_is_named(
     with pytest.raises(WeightsError, match=match):
         load_backbone("efficientnet_lite0", tmp_path / "lacking.pth", image_size=SIZE, blocks=1)
     torch.save(state, tmp_path / "lite0.pth")
-    with pytest.raises(WeightsError, match=r"missing: .*layers\.20\."):
+    # Hundreds are counted, and what to do is told.
+    match = (
+        r"missing: layers\.16\.depthwise\.conv\.weight, .* and 85 more; mismatched: "
+        r"last\.conv\.weight \(.*, not .* more\. Its first keys: embedder\.conv\.weight, .* "
+        r"Name in backbone\.weights the file"
+    )
+    with pytest.raises(WeightsError, match=match) as refused:
         load_backbone("efficientnet_lite2", tmp_path / "lite0.pth", image_size=SIZE, blocks=1)
+    assert len(str(refused.value)) < 1500
     torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(WeightsError, match="holds no EfficientNet-Lite"):
         load_backbone("efficientnet_lite0", tmp_path / "other.pth", image_size=SIZE, blocks=1)

@@ -135,6 +135,7 @@ def test_what_is_no_volume_is_named_and_counted(images: Path, tmp_path: Path) ->
         patch.setattr(volume_part, "MOST_VOXELS", 20 * 20 * 39)
         summary = extract(config, HERE)
     assert summary.unreadable == {"not-a-volume": 1, "too-large": 40}
+    assert summary.unreadable_volumes == 2
     assert not summary.clean
     store = FeatureStore.open(config.store)
     reasons = Counter(store.failures().values())
