@@ -36,7 +36,7 @@ from pipeline.commands import (
 )
 from pipeline.commands.common import err
 from pipeline.commands.printing import print_line, print_lines
-from pipeline.shared.interruption import end_in_order, left_behind, pass_over
+from pipeline.shared.interruption import end_if_told, end_in_order, left_behind, pass_over
 from pipeline.shared.private import without_files
 from pipeline.shared.texts import printable
 from stores.errors import RadprobeError, TooManyBadError
@@ -126,6 +126,7 @@ def main() -> NoReturn:
     try:
         app(arguments, prog_name="radprobe")
     except Exception as error:
+        end_if_told()
         if len(arguments) < len(sys.argv) - 1:
             print_lines(err, _traceback(error))
         code, message = _code_and_message(error)

@@ -36,6 +36,7 @@ from pipeline.inference.telemetry import bottleneck, clock, tracing
 from pipeline.io.read_queue import open_read_queue
 from pipeline.io.types import FrameRead
 from pipeline.recipe import Recipe, recipe_of
+from pipeline.shared.interruption import end_if_told
 from pipeline.shared.paths import collection_file
 from pipeline.shared.versions import versions_of
 from pipeline.types import Plane
@@ -273,6 +274,7 @@ class EmbeddingRun:
     def _hand_over(self, job: PartInFlight, _: object) -> None:
         """Give a filled part to the writer."""
         assert self._context is not None
+        end_if_told()  # what the signal broke into may stand in the part as a fault of a file
         job.at_once = min(self._context.forward.most, self._context.batch_size)
         self._count_time(job)
         with clock(self._seconds, "stall"):

@@ -15,6 +15,8 @@ from typing import NoReturn
 PATIENCE_S = 10.0
 # What an interruption leaves, as those say who are at work, the outermost first.
 _left: list[Callable[[], str]] = []
+# As what the process ends, once it was told to.
+_code: int | None = None
 
 
 @contextlib.contextmanager
@@ -39,14 +41,28 @@ def end_in_order(*numbers: int, say: Callable[[], None] = lambda: None) -> None:
 
     say: called before, to tell of it.
     """
+    global _code
+    _code = None
 
     def end(number: int, frame: FrameType | None) -> NoReturn:
+        global _code
+        _code = 128 + number
         pass_over(*numbers)
         say()
-        sys.exit(128 + number)
+        sys.exit(_code)
 
     for number in numbers:
         signal.signal(number, end)
+
+
+def end_if_told() -> None:
+    """Raise SystemExit where the process was told to end and something has gone on all the same.
+
+    Compiled code that a signal breaks into, such as what reads weights, may tell of the SystemExit
+    as of a fault of the file.
+    """
+    if _code is not None:
+        sys.exit(_code)
 
 
 def pass_over(*numbers: int) -> None:

@@ -515,7 +515,7 @@ def test_an_interruption_gives_claims_back_and_says_so(
     child.send_signal(number)  # an impatient hand
     hold.release()
     _, more = child.communicate(timeout=PATIENCE_S)
-    assert child.returncode == code
+    assert child.returncode == code, more
     assert "Nothing was committed yet: that is done by parts, of up to " in said
     assert "Traceback" not in more
     assert "Interrupted" not in more

@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 
 from pipeline.annotations.regions import Regions
 from pipeline.cli import app as cli
-from pipeline.config.data import Data, Outputs
+from pipeline.config.data import Data
 from pipeline.config.loading import load_config
 from pipeline.config.regions import RegionChoice
 from pipeline.config.root import Config
@@ -596,9 +596,6 @@ def test_what_regions_come_to_is_told_before_anything_is_embedded(lungs: Path) -
     assert f"Task side: {of_both}24 with 'right lung' (24 patients), 24 with 'left lung'" in text
     assert "as if each had every structure" in text
     assert "Regions are made of patch tokens, which are not kept" in text
-    config = config.model_copy(update={"outputs": Outputs(keep=("volume",))})
-    text = "\n".join(outlook_of(config, names.revealed(store.slices()), names).lines())
-    assert "write `outputs: {keep: [cls, mean, patch]}`, or no task of regions" in text
 
 
 def test_commands_tell_of_regions(lungs: Path, tmp_path: Path) -> None:

@@ -300,7 +300,7 @@ def test_subgroups_sizes_and_the_place_of_predictions_are_printed(root: Path) ->
         f"trained on {train.units} images of {train.patients} patients, validated on {val.units}"
     )
     assert said.count(f"t: {sizes}") == 1
-    assert said.count("trained on") == 1  # a shortcut stands on the split of its task
+    assert said.count(": trained on ") == 1  # a shortcut stands on the split of its task
     assert f"What was predicted of each test unit is in {root / 'store/results'}" in said
     (alone,) = evaluate(config_of(root, tasks={"t": {"labels": ["look"]}}), ["knn"])
     path = predictions_path(root / "store", alone)

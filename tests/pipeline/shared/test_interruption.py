@@ -13,13 +13,15 @@ import pytest
 from pipeline import cli
 from pipeline.shared import interruption
 from pipeline.shared.interruption import end_in_order, leaving_behind, pass_over
+from stores.errors import WeightsError
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
 
 @pytest.fixture(autouse=True)
-def handlers() -> Iterator[None]:
+def handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Put the handlers back that the tests run with."""
+    monkeypatch.setattr(interruption, "_code", None)
     before = {number: signal.getsignal(number) for number in NUMBERS}
     yield
     for number, handler in before.items():
@@ -45,6 +47,26 @@ def test_only_the_first_signal_is_heard_on_the_way_out(number: int, code: int) -
     assert given_back
     assert ended.value.code == code
     assert said == ["Interrupted."]
+
+
+def test_what_takes_an_interruption_for_a_fault_does_not_hide_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As compiled code does that reads weights when the signal comes."""
+
+    def app(*_: object, **__: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except SystemExit:
+            raise WeightsError("'model.safetensors' is damaged; get it again.") from None
+
+    monkeypatch.setattr(cli, "app", app)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130
+    said = capsys.readouterr().err
+    assert "Interrupted" in said
+    assert "damaged" not in said
 
 
 def test_a_signal_ends_a_process_whose_way_out_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
