@@ -142,7 +142,7 @@ def label_units(
     lost = _Lost.of(labelled, unit_names, patients, values)
     use, tally = _usable(labelled, unit_names, values, task, tally, lost, reasons)
     was_lost = (
-        lost.told(task.level, reasons) if lost.has_other_values(values, labelled, use) else ""
+        lost.sentence(task.level, reasons) if lost.has_other_values(values, labelled, use) else ""
     )
     labelled = labelled.at(use)
     patients = patients[use]
@@ -400,7 +400,7 @@ class _Lost:
         used = {texts[i] for i in np.unique(labelled.label[use]).tolist()}
         return any(texts[i] not in used for i in labelled.label[self.places].tolist())
 
-    def told(self, level: Level, reasons: Callable[[], Mapping[int, str]]) -> str:
+    def sentence(self, level: Level, reasons: Callable[[], Mapping[int, str]]) -> str:
         """Return how many there are and why, with what to do."""
         by_row = reasons()
         why = Counter(by_row[row] for row in np.unique(self.rows).tolist() if row in by_row)
@@ -440,7 +440,7 @@ def _usable(
         if lost.units and not tally.pending_slices:
             raise LabelError(
                 f"The labels {list(task.truth_columns)} join no slice with features. "
-                f"{lost.told(task.level, reasons)}"
+                f"{lost.sentence(task.level, reasons)}"
             )
         raise LabelError(
             f"None of the {len(use)} slices that the labels {list(task.truth_columns)} join has "

@@ -24,9 +24,9 @@ LEVELS: dict[Level, UnitLevel] = {
 def check_of_volumes(task: str, level: Level) -> None:
     """Raise ConfigError for a task of less than a volume, all slices of which share one vector."""
     if level in ("image", "region"):
-        asked = "single images (level: image, the default)" if level == "image" else "regions"
+        units = "single images (level: image, the default)" if level == "image" else "regions"
         raise ConfigError(
-            f"{task}: there are features of whole volumes, and the task asks about {asked}. Set "
+            f"{task}: there are features of whole volumes, and the task asks about {units}. Set "
             "its level to series, study or patient."
         )
 

@@ -181,10 +181,10 @@ def _nodules(scan: str, patient: str, groups: Sequence[Sequence[Outline]]) -> It
     order = sorted(range(len(groups)), key=lambda i: boxes[i][2].tolist(), reverse=True)
     for number, i in enumerate(order, start=1):
         rating = float(np.median([outline.malignancy for outline in groups[i]]))
-        said = "" if rating == INDETERMINATE else str(int(rating > INDETERMINATE))
+        malignant = "" if rating == INDETERMINATE else str(int(rating > INDETERMINATE))
         labels = {
             "nodule": f"nodule {number}",
-            "malignant": said,
+            "malignant": malignant,
             "malignancy": f"{rating:g}",
             "readers": str(len(groups[i])),
         }

@@ -270,8 +270,8 @@ def _without_patients(
     by_headers = pc.is_in(slices["patient"], patients).to_numpy()
     of_labels = pa.array(_patients_by_labels(config, slices, names), pa.string())
     by_labels = pc.is_in(of_labels, patients).to_numpy(zero_copy_only=False) & ~by_headers
-    found = pa.table({"patient": of_labels, "path": slices["path"]}).filter(pa.array(by_labels))
-    of_each = found.group_by("patient").aggregate([("path", "distinct")]).to_pylist()
+    labelled = pa.table({"patient": of_labels, "path": slices["path"]}).filter(pa.array(by_labels))
+    of_each = labelled.group_by("patient").aggregate([("path", "distinct")]).to_pylist()
     files = {
         each["patient"]: frozenset(names.pseudonym("file", path) for path in each["path_distinct"])
         for each in of_each

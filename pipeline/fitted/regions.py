@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.annotations.region_notes import region_notes
 from pipeline.annotations.regions import Regions
 from pipeline.config.root import Config
 from pipeline.config.tasks import Task
@@ -24,11 +23,8 @@ def regions_of(question: Task, source: Source) -> Regions | None:
     if source.config is None:
         raise _no_masks(question.region.name, source.store.path)
     check_masks(question, source.config)
-    gather(source.config, source.store, question.region)
-    regions = Regions.of(source.config, source.store, question.region)
-    structures = question.region.structures or regions.structures
-    source.notes.extend(region_notes(regions, structures, source.store))
-    return regions
+    source.notes.extend(gather(source.config, source.store, question.region).notes)
+    return Regions.of(source.config, source.store, question.region)
 
 
 def check_target(question: Task, target: Path) -> None:

@@ -72,8 +72,8 @@ class Judged:
 
     def row(self, i: int) -> int:
         """Return the row of the slice that a unit is shown by: its middle one, or most of it."""
-        own = self.places.row(self.ids[i]) if self.places else None
-        return self.rows[i][len(self.rows[i]) // 2] if own is None else own
+        most = self.places.row(self.ids[i]) if self.places else None
+        return self.rows[i][len(self.rows[i]) // 2] if most is None else most
 
     def case(self, i: int, row: int, about: str, picture: bytes | None) -> Case:
         """Return a unit as the page shows it, by one of its slices."""

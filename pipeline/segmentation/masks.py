@@ -593,10 +593,10 @@ class _NamedValues:
         """Return the label value of a file's value. Raises UnreadableError."""
         if value not in self._labels:
             segment = self._segments.get(value)
-            held = f"the value {value}" if segment is None else f"the segment {segment!r} ({value})"
+            what = f"the value {value}" if segment is None else f"the segment {segment!r} ({value})"
             named = ", ".join(repr(each) for each in self._values if each)
             raise UnreadableError(
-                "unsupported", f"holds {held}, which `values` does not name: it names {named}"
+                "unsupported", f"holds {what}, which `values` does not name: it names {named}"
             )
         return self._labels[value]
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,16 +109,13 @@ def update_regions(config: Config, progress: Progress | None = None) -> list[Gat
 
 def _one_a_source(config: Config, choices: Iterable[RegionChoice]) -> list[RegionChoice]:
     """Return a choice for each masks or boxes, of the structures that any choice names of them."""
-    first: dict[str, RegionChoice] = {}
-    structures: defaultdict[str, dict[str, None]] = defaultdict(dict)
+    by_source: dict[tuple[str | None, str | None], RegionChoice] = {}
     for choice in choices:
-        source = f"{choice.masks}\0{choice.boxes}"
-        first.setdefault(source, choice)
-        structures[source] |= dict.fromkeys(structures_of(config, choice))
-    return [
-        choice.model_copy(update={"structures": tuple(structures[source])})
-        for source, choice in first.items()
-    ]
+        source = choice.masks, choice.boxes
+        before = by_source[source].structures if source in by_source else ()
+        structures = dict.fromkeys([*before, *structures_of(config, choice)])
+        by_source[source] = choice.model_copy(update={"structures": tuple(structures)})
+    return list(by_source.values())
 
 
 def gather(
@@ -149,13 +145,13 @@ def gather(
             write_table(features, table)
             write_table(path, index)
             _remove_others(path, features)
-    own = index.select(["whole", "structure", "box"])
+    named = index.select(["whole", "structure", "box"])
     regions = Regions(index_path(config, choice), index)
     return Gathered(
         name,
         slices=len(source.rows),
-        regions=len(_names(own.take(pa.array(wanted)))),
-        pooled=len(_names(own.take(pa.array(todo)))),
+        regions=len(_names(named.take(pa.array(wanted)))),
+        pooled=len(_names(named.take(pa.array(todo)))),
         faults=tuple(source.faults),
         notes=tuple(region_notes(regions, structures_of(config, choice), store)),
     )
