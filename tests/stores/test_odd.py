@@ -432,7 +432,7 @@ def test_a_table_that_asks_for_much_more_than_its_bytes_is_not_decoded(
             FeatureStore.open(store.path).tables()
     finally:
         pa.set_memory_pool(pool)
-    assert 0 < counted.max_memory() < 2**28
+    assert counted.max_memory() < 2**28
     assert not verify(store.path).sound
 
 
