@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 # A checkout that is on the path and was never installed has none.
 UNKNOWN = "unknown"
 
 
+@cache  # each answer asks for several, and each is looked for in every folder of packages
 def version_of(name: str) -> str:
     """Return the version of a package; "unknown" where it is used without being installed."""
     try:
