@@ -3,8 +3,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,6 +35,7 @@ from stores.errors import (
     UnansweredError,
 )
 from stores.verify import repair, verify
+from tests.fresh import WITH_TORCH, said
 from tests.pipeline.collection import config_of, make_store, write_csv
 
 N = 240
@@ -145,13 +144,10 @@ def imported(config: Config) -> list[str]:
         "from pipeline.config.root import Config\n"
         "from pipeline.evaluate import evaluate\n"
         "print(all(r.cached for r in evaluate(Config.model_validate_json(sys.argv[1]))))\n"
-        "heavy = {'torch', 'transformers', 'sklearn', 'faiss', 'zarr', 'scipy', 'pydicom'}\n"
-        "heavy |= {'pandas', 'pyarrow.compute', 'pyarrow.parquet', 'cryptography'}\n"
-        "print(*sorted(heavy & set(sys.modules)))"
+        "from tests.fresh import LIBRARIES\n"
+        "print(*sorted(LIBRARIES & set(sys.modules)))"
     )
-    command = [sys.executable, "-W", "error", "-c", code, config.model_dump_json()]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return done.stdout.split()
+    return said(code, config.model_dump_json()).split()
 
 
 def test_a_rerun_imports_no_head_and_opens_no_array(root: Path) -> None:
@@ -162,7 +158,7 @@ def test_a_rerun_imports_no_head_and_opens_no_array(root: Path) -> None:
 def test_no_head_imports_torch(root: Path) -> None:
     libraries = set(imported(config(root, "both", "noise")))
     assert libraries >= {"False", "faiss", "sklearn"}
-    assert not {"torch", "transformers"} & libraries
+    assert not WITH_TORCH & libraries
 
 
 def test_a_tampered_split_is_refused(root: Path) -> None:
