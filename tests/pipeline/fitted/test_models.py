@@ -525,7 +525,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "store": "store",
         "labels": {"file": "labels.csv", "patient": "patient"},
         "tasks": {"look": {"labels": ["look"], "positive": "bright"}},
-        "probe": {"steps": 5},
+        "probe": {"low": -3, "high": 1, "steps": 3},
     }
     (root / "my.yaml").write_text(yaml.safe_dump(settings))
     config = load_config(root / "my.yaml")

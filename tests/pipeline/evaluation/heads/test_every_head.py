@@ -29,7 +29,7 @@ N, D = 96, 20
 # Settings that spare time, where the defaults are for more than N units.
 SMALL: dict[str, dict[str, Any]] = {
     "knn": {"k": [3, 7]},
-    "probe": {"steps": 5},
+    "probe": {"low": -3, "high": 1, "steps": 3},
     "fewshot": {"episodes": 10, "shots": [1, 2]},
     "linear": {"epochs": 2},
     "attention": {"epochs": 2, "hidden": 8},
