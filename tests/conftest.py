@@ -14,7 +14,6 @@ anew, and pytest rewrites the asserts of every module of tests in each of its pr
 
 from __future__ import annotations
 
-import functools
 import gc
 import os
 import shutil
@@ -23,8 +22,6 @@ import tempfile
 from pathlib import Path
 
 import pytest
-import typer.main
-import typer.testing
 
 from tests import warm
 
@@ -46,8 +43,6 @@ sys.dont_write_bytecode = False
 os.environ.setdefault("RADPROBE_CACHE", f"{tempfile.gettempdir()}/radprobe-tests-{os.getuid()}")
 if _IN_MEMORY.is_dir() and shutil.disk_usage(_IN_MEMORY).free > _ROOM_BYTES:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_IN_MEMORY))
-# The app is made into commands once, and not at each of the hundreds of calls: 40 ms.
-typer.main.get_command = typer.testing._get_command = functools.cache(typer.main.get_command)
 # The workers of pytest-xdist fork the processes that they start from one and the same.
 warm.share()
 
