@@ -153,6 +153,7 @@ class EmbeddingRun:
                 workers=self.speed.workers or 0,
                 time_limit_s=self.speed.time_limit_s,
                 pin=pinning(self.speed.device),
+                at_once=self.speed.batch_size or 1,
             )
             self._reads = stack.enter_context(contextlib.closing(reads))
             self._opened = stack.pop_all()

@@ -30,8 +30,6 @@ _ENVIRONMENT = {
 }
 # Files after which a worker makes room for a fresh one: C decoders leak.
 _FILES_A_WORKER = 2000
-# Frames that a worker may have before it, so that it need not wait for its parent between files.
-_FRAMES_AHEAD = 16
 
 
 @dataclass
@@ -115,9 +113,9 @@ class Worker:
         except OSError:
             return  # it died idle; the closed connection is noticed when it is listened to
 
-    def room(self) -> int:
-        """Return how many frames may be handed over beyond those that are still to come."""
-        return min(_FRAMES_AHEAD - self.frames_to_come(), _FILES_A_WORKER - self.files)
+    def room(self, ahead: int) -> int:
+        """Return how many frames may be handed over, where so many may be to come."""
+        return min(ahead - self.frames_to_come(), _FILES_A_WORKER - self.files)
 
     def frames_to_come(self) -> int:
         """Return how many frames of the files before it have not come."""
