@@ -91,6 +91,17 @@ def _header(values: dict[str, Any]) -> Header:
     return Header(**fields)
 
 
+def start_reader() -> None:
+    """Have a worker start for the next pool, unless one waits: its caller has something to do."""
+    worker = IDLE.take() or _new_worker(1)
+    IDLE.put(worker)
+
+
+def _new_worker(width: int) -> Worker:
+    """Begin a worker, one of so many."""
+    return Worker(max(_SLOT_BYTES // width, _LEAST_SLOT_BYTES))
+
+
 class WorkerPool:
     """Workers, and the thread that assigns them files and collects what they send.
 
@@ -256,14 +267,12 @@ class WorkerPool:
                 self._remove(worker)
         if len(self.workers) == self.width:
             return None
-        kept = IDLE.take()
-        # A new one is idle once it says that it is ready.
-        worker = kept or Worker(max(_SLOT_BYTES // self.width, _LEAST_SLOT_BYTES))
+        worker = IDLE.take() or _new_worker(self.width)
         if self.pin is not None and worker.slots is not None:
             worker.slots.pin(self.pin)
         self.workers.append(worker)
         self.selector.register(worker.wire, selectors.EVENT_READ, worker)
-        return kept
+        return worker if worker.ready else None  # it will say when it is
 
     def _gather(self, messages: int) -> None:
         """Pause, longer where the last look took few messages; not where few are to come."""

@@ -122,9 +122,9 @@ class Worker:
         return sum(task.frames_to_come() for task in self.tasks)
 
     def is_usable(self) -> bool:
-        """Return whether it waits for a file, lives, and has not read too many."""
-        waits = self.ready and not self.tasks
-        return waits and self.files < _FILES_A_WORKER and self.process.poll() is None
+        """Return whether it starts or waits for a file, lives, and has not read too many."""
+        has_room = not self.tasks and self.files < _FILES_A_WORKER
+        return has_room and self.process.poll() is None
 
     def close(self) -> int:
         """End the process at once and return its exit code."""
