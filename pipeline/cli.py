@@ -9,17 +9,19 @@ anywhere on the line, shows where an error came from.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
+from typer.main import get_command_from_info, get_command_name, get_group_from_info
 
 from pipeline.commands import (
     benchmark,
@@ -56,8 +58,38 @@ _CALLED_HERE = {
 }
 
 
+class _Making(Mapping[str, Any]):
+    """The commands by their names, each made once it is first asked for.
+
+    A line asks for one, and to make all of them takes longer than many of them take to run.
+    """
+
+    def __init__(self) -> None:
+        self._makers: dict[str, Callable[[], Any]] = {}
+
+    def add(self, name: str, make: Callable[[], Any]) -> None:
+        """Add a command, and what makes it."""
+        self._makers[name] = functools.cache(make)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._makers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
+_COMMANDS = _Making()
+
+
 class _Commands(TyperGroup):
     """The commands by their names, and by those of other tools the way to ours."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = _COMMANDS  # type: ignore[assignment]  # none is added any more
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """Return the command of a line. Fails where there is none."""
@@ -85,11 +117,29 @@ _GROUPS = {
     "Scale": (cluster,),
     "Prepare": (weights, datasets, demo, doctor),
 }
+
+
+def _add_commands(title: str, of: typer.Typer) -> None:
+    """Add what a module has of commands, and of groups of them, to `_COMMANDS`."""
+    how: dict[str, Any] = {
+        "pretty_exceptions_short": app.pretty_exceptions_short,
+        "rich_markup_mode": app.rich_markup_mode,
+    }
+    for command in of.registered_commands:
+        command.rich_help_panel = title
+        assert command.callback is not None
+        name = command.name or get_command_name(command.callback.__name__)
+        _COMMANDS.add(name, functools.partial(get_command_from_info, command, **how))
+    for group in of.registered_groups:
+        group.rich_help_panel = title
+        assert group.name is not None
+        how_group = how | {"suggest_commands": app.suggest_commands}
+        _COMMANDS.add(group.name, functools.partial(get_group_from_info, group, **how_group))
+
+
 for title, modules in _GROUPS.items():
     for module in modules:
-        for one in (*module.app.registered_commands, *module.app.registered_groups):
-            one.rich_help_panel = title
-        app.add_typer(module.app)
+        _add_commands(title, module.app)
 
 
 def _print_version(wanted: bool) -> None:

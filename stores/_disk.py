@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from stores._process import birth, has_ended, place
+from stores._process import has_ended, own_birth, place
 from stores.errors import CorruptStoreError, UnwritableError
 
 TEMPORARY = ".tmp-"
@@ -349,8 +349,7 @@ def hard_link(source: Path, path: Path) -> None:
 
 def temporary_name(name: str) -> str:
     """Return a name nobody else uses, which tells whose it is."""
-    pid = os.getpid()
-    owner = f"{place()}-{pid}-{birth(pid)}"
+    owner = f"{place()}-{os.getpid()}-{own_birth()}"
     return f"{TEMPORARY}{owner}-{uuid.uuid4().hex[:12]}-{name}"
 
 

@@ -17,8 +17,8 @@ _LONGEST_NAME = 255
 
 def me() -> dict[str, object]:
     """Return what names this process: host, place, pid and when it was born."""
-    pid = os.getpid()
-    return {"host": socket.gethostname(), "place": place(), "pid": pid, "born": birth(pid)}
+    host = socket.gethostname()
+    return {"host": host, "place": place(), "pid": os.getpid(), "born": own_birth()}
 
 
 def name_of(holder: Mapping[str, object]) -> str:
@@ -51,6 +51,15 @@ def has_ended(pid: int, born: object) -> bool | None:
     if now == HIDDEN != born:
         return None
     return now is None or now != born
+
+
+@functools.cache
+def own_birth() -> str | None:
+    """Return when this process started; asked once, since each temporary file's name tells it."""
+    return birth(os.getpid())
+
+
+os.register_at_fork(after_in_child=own_birth.cache_clear)
 
 
 def birth(pid: int) -> str | None:

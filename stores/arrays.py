@@ -342,7 +342,11 @@ def _in_threads(read: Callable[[Sequence[Any]], None], items: Sequence[Any]) -> 
 
     A share is handed out once: a task for each item costs a tenth more time (measured).
     """
-    with ThreadPoolExecutor(READ_THREADS) as threads:
-        shares = [items[i::READ_THREADS] for i in range(READ_THREADS)]
+    count = min(READ_THREADS, len(items))
+    if count < 2:
+        read(items)
+        return
+    with ThreadPoolExecutor(count) as threads:
+        shares = [items[i::count] for i in range(count)]
         for _ in threads.map(read, shares):
             pass  # what a thread raised is raised here

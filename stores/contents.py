@@ -110,3 +110,8 @@ def chunk_file(chunk: str) -> str:
 def folder_of(name: str) -> str:
     """Return the folder at the top of a store that a file is in."""
     return name.partition("/")[0]
+
+
+def is_large(name: str) -> bool:
+    """Return whether a derived file is a network, which is moved by itself and when asked for."""
+    return name.endswith(".safetensors")

@@ -125,6 +125,7 @@ class FeatureStore:
         self.recipe_text = recipe_text
         self.layout = layout
         self._parsed_files: dict[str, tuple[str, Any]] = {}  # name -> sha256, what it holds
+        self._withdrawn_rows: tuple[TableFile, int, Rows] | None = None
         self._status: dict[int, tuple[Stamp, Bytes]] = {}
         # Of each part: by which receipt, and the checksums of each chunk's rows.
         self._row_crcs: dict[int, tuple[Stamp | None, dict[str, Crcs | None]]] = {}
@@ -630,10 +631,20 @@ class FeatureStore:
             committed = self._committed(part)
             if committed is not None:
                 status[part.span] = committed
-        slices = self.slices(["row", "withdrawn"])
-        withdrawn = self._checked_rows(slices)[is_withdrawn(slices)]
-        status[withdrawn] = WITHDRAWN
+        status[self._rows_withdrawn()] = WITHDRAWN
         return status
+
+    def _rows_withdrawn(self) -> Rows:
+        """Return the rows of withdrawn slices, remembered until the slice table changes.
+
+        Whatever reads features asks for them, be it of a few rows.
+        """
+        file, n, known = self.slice_file, self.n_rows, self._withdrawn_rows
+        if known is None or known[0] is not file or known[1] != n:
+            slices = file.read(["row", "withdrawn"])
+            known = file, n, self._checked_rows(slices)[is_withdrawn(slices)]
+            self._withdrawn_rows = known
+        return known[2]
 
     def read(self, name: str, rows: ArrayLike | None = None) -> Values:
         """Return features (len(rows), ...) of an array, in the order of rows; all if None.

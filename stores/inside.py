@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from stores._disk import MOST_BYTES, MOST_CHECKED, MOST_NESTED, MOST_TABLE_BYTES, status_of
-from stores.contents import COPIES, FEATURES, FOLDERS, TOP_FILES
+from stores.contents import COPIES, FEATURES, FOLDERS, TOP_FILES, is_large
 from stores.errors import CorruptStoreError
 
 # Bytes of a file's name, and of one within its store (as of an object of S3), at the most.
@@ -41,10 +41,10 @@ def is_store_name(name: str) -> bool:
 
 def most_bytes(name: str) -> int:
     """Return how many bytes a file of a store may have, by its name; none of ours has more."""
-    if name.endswith(".safetensors"):
+    if is_large(name):
         return MOST_CHECKED
-    is_large = name.endswith(".parquet") or name.partition("/")[0] in (FEATURES, COPIES)
-    return MOST_TABLE_BYTES if is_large else MOST_BYTES
+    is_table = name.endswith(".parquet") or name.partition("/")[0] in (FEATURES, COPIES)
+    return MOST_TABLE_BYTES if is_table else MOST_BYTES
 
 
 def inside(root: Path, name: str) -> Path:

@@ -40,6 +40,7 @@ from stores.contents import (
     WITHDRAWN_PATIENTS,
     chunk_file,
     folder_of,
+    is_large,
 )
 from stores.errors import (
     REPAIR,
@@ -429,11 +430,6 @@ def derived_files(folder: Path) -> list[str]:
             if path.is_file() and not half_written:
                 names.append(path.relative_to(folder).as_posix())
     return names
-
-
-def is_large(name: str) -> bool:
-    """Return whether a derived file is a network, which is moved by itself and when asked for."""
-    return name.endswith(".safetensors")
 
 
 def _batches(names: Iterable[str]) -> Iterator[list[str]]:

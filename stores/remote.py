@@ -19,7 +19,7 @@ from stores import manifest
 from stores._disk import sha256, sync_folder, sync_folders, temporary_name, write_new, writing
 from stores.bucket import Bucket
 from stores.claims import holders
-from stores.contents import MANIFEST, PARTS, RECIPE, TOP_FILES, TRAVELLING, folder_of
+from stores.contents import MANIFEST, PARTS, RECIPE, TOP_FILES, TRAVELLING, folder_of, is_large
 from stores.errors import (
     CorruptStoreError,
     OccupiedError,
@@ -28,7 +28,7 @@ from stores.errors import (
 )
 from stores.features import FeatureStore
 from stores.inside import inside
-from stores.mirror import derived_files, is_large
+from stores.mirror import derived_files
 from stores.receipt import Receipt, receipt_name
 from stores.verify import verify
 from stores.writer import WriterClaim

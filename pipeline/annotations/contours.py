@@ -158,9 +158,11 @@ def _contours(dataset: Dataset) -> Iterator[tuple[int, Dataset]]:
 
 def _points(contour: Dataset) -> NDArray[np.float64]:
     """Return the points (p, 3) of a contour: x, y, z in mm. Raises UnreadableError."""
-    stored: Any = contour.get("ContourData") or ()
-    # Of explicit syntax, what has more than 64 kB is of no known kind.
-    values = stored.decode("ascii").split("\\") if isinstance(stored, bytes) else stored
+    # As it stands in the file: pydicom makes an object of each number, and checks its every letter.
+    stored: Any = contour.get_item("ContourData").value if "ContourData" in contour else ()
+    if isinstance(stored, bytes):
+        stored = stored.decode("ascii").strip("\0 ").split("\\")
+    values = () if stored is None else stored
     numbers = np.array(values, np.float64)
     if len(numbers) < 9 or len(numbers) % 3 or not np.isfinite(numbers).all():
         raise UnreadableError("corrupt", "has a contour that is none: not three points or more")

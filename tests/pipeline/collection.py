@@ -73,7 +73,11 @@ def write_csv(path: Path, /, **columns: Any) -> Path:
 def config_of(root: Path, **more: Any) -> Config:
     """Return a config over `root`/store and `root`/labels.csv, its labels joined by path."""
     labels = {"file": root / "labels.csv", **more.pop("labels", {})}
-    small = {"knn": {"k": [3, 5]}, "probe": {"steps": 5}, "fewshot": {"episodes": 30}}
+    small = {
+        "knn": {"k": [3, 5]},
+        "probe": {"low": -3, "high": 1, "steps": 3},
+        "fewshot": {"episodes": 30},
+    }
     return Config.model_validate(
         {"data": {"root": root}, "store": root / "store", "labels": labels, **small, **more}
     )

@@ -1,5 +1,7 @@
 """Loaded into a process, and into those that it starts: its network and its disk are slow.
 
+It looks often at what the others do, so that nobody waits for that.
+
 The environment says how: a slice takes the network COST_S more, and a file takes SYNC_S more to be
 synced. While there is a file STALLED, no file is synced at all. While there is a file HOLD, of the
 words `number store`, the network waits once the store has so many parts (see `Hold`).
@@ -66,6 +68,17 @@ def _slow_children(processes: ModuleType) -> None:
     processes._CHILD = f"import {__name__}\n{processes._CHILD}"
 
 
+def _often(**pauses_s: float) -> Callable[[ModuleType], None]:
+    """Return what has a module look oftener at what others do: its pauses, by their names."""
+
+    def set_pauses(module: ModuleType) -> None:
+        for name, seconds in pauses_s.items():
+            assert hasattr(module, name), name
+            setattr(module, name, seconds)
+
+    return set_pauses
+
+
 def _slow_disk() -> None:
     plain = os.fsync
 
@@ -82,6 +95,8 @@ def _slow_disk() -> None:
 _CHANGES: dict[str, Callable[[ModuleType], None]] = {
     "pipeline.backbones.load": _slow_network,
     "pipeline.extraction.distributed.processes": _slow_children,
+    "pipeline.extraction.distributed.shards": _often(_POLL_S=0.05, _WAIT_S=0.1),
+    "pipeline.extraction.distributed.dask_run": _often(_POLL_S=0.05, _WORKERS_S=0.1, _CLAIMS_S=0.1),
 }
 
 

@@ -3,8 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
-import subprocess
-import sys
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,17 +36,25 @@ from stores.errors import (
     UnansweredError,
 )
 from stores.verify import repair, verify
+from tests.fresh import WITH_TORCH, said
 from tests.pipeline.collection import config_of, make_store, write_csv
 
 N = 240
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for nobody who might write a damaged file anew."""
+    monkeypatch.setattr("stores._disk._MOMENT_S", 0.001)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a store of 80 patients, 3 images each, and labels.
 
     `signal` leans on the last block's features, `noise` on nothing; `a`, `b` are multi-label.
     """
+    root = tmp_path_factory.mktemp("made")
     rng = np.random.default_rng(0)
     patient = np.arange(N) // 3
     signal = rng.integers(0, 2, 80)[patient]
@@ -55,16 +62,30 @@ def root(tmp_path: Path) -> Path:
     cls = rng.standard_normal((N, 4, 16))
     cls[:, 3, 0] += 3 * signal
     cls[:, 3, 1] += 2 * a
-    make_store(tmp_path / "store", cls, [{"patient": f"P{p}"} for p in patient])
+    make_store(root / "store", cls, [{"patient": f"P{p}"} for p in patient])
     write_csv(
-        tmp_path / "labels.csv",
+        root / "labels.csv",
         path=[f"f{i}.png" for i in range(N)],
         signal=["sick" if s else "healthy" for s in signal],
         noise=noise,
         a=a,
         b=b,
     )
-    return tmp_path
+    return root
+
+
+@pytest.fixture
+def root(made: Path, tmp_path: Path) -> Path:
+    """Return a copy of `made`."""
+    return shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+
+
+@pytest.fixture(scope="module")
+def answered(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a copy of `made` whose tasks `signal` and `noise` are answered by kNN."""
+    root = shutil.copytree(made, tmp_path_factory.mktemp("answered"), dirs_exist_ok=True)
+    evaluate(config(root, "signal", "noise"), ["knn"])
+    return root
 
 
 def config(root: Path, *names: str, **more: Any) -> Config:
@@ -145,13 +166,10 @@ def imported(config: Config) -> list[str]:
         "from pipeline.config.root import Config\n"
         "from pipeline.evaluate import evaluate\n"
         "print(all(r.cached for r in evaluate(Config.model_validate_json(sys.argv[1]))))\n"
-        "heavy = {'torch', 'transformers', 'sklearn', 'faiss', 'zarr', 'scipy', 'pydicom'}\n"
-        "heavy |= {'pandas', 'pyarrow.compute', 'pyarrow.parquet', 'cryptography'}\n"
-        "print(*sorted(heavy & set(sys.modules)))"
+        "from tests.fresh import LIBRARIES\n"
+        "print(*sorted(LIBRARIES & set(sys.modules)))"
     )
-    command = [sys.executable, "-W", "error", "-c", code, config.model_dump_json()]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return done.stdout.split()
+    return said(code, config.model_dump_json()).split()
 
 
 def test_a_rerun_imports_no_head_and_opens_no_array(root: Path) -> None:
@@ -162,7 +180,7 @@ def test_a_rerun_imports_no_head_and_opens_no_array(root: Path) -> None:
 def test_no_head_imports_torch(root: Path) -> None:
     libraries = set(imported(config(root, "both", "noise")))
     assert libraries >= {"False", "faiss", "sklearn"}
-    assert not {"torch", "transformers"} & libraries
+    assert not WITH_TORCH & libraries
 
 
 def test_a_tampered_split_is_refused(root: Path) -> None:
@@ -525,11 +543,11 @@ def test_a_flipped_digit_of_an_answer_is_not_believed(root: Path) -> None:
     "which", ["results.parquet", "results.jsonl", "knn-*.parquet", "knn-*.json"]
 )
 def test_what_is_lost_of_answers_comes_back(
-    root: Path, which: str, mend: bool, damage: Callable[[Path], None]
+    answered: Path, tmp_path: Path, which: str, mend: bool, damage: Callable[[Path], None]
 ) -> None:
     """With `verify --repair` before the same command, and without."""
+    root = shutil.copytree(answered, tmp_path, dirs_exist_ok=True)
     asked = config(root, "signal", "noise")
-    evaluate(asked, ["knn"])
     path = sorted((root / "store/results").glob(which))[0]
     tidied = pq.read_table(root / "store/results/results.parquet")
     rows = sorted(map(str, tidied.drop_columns(["key"]).to_pylist()))

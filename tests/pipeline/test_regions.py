@@ -123,7 +123,11 @@ def write_lungs(root: Path, patients: int = 24) -> list[dict[str, str]]:
 def regions_config(root: Path, tasks: dict[str, Any], kind: str = "holdout", **more: Any) -> Config:
     """Return a config over write_lungs; their noise is so alike that images pass for copies."""
     masks = {"lungs": {"files": {"*": "{name}"}, "values": LUNGS}}
-    small = {"knn": {"k": [1, 3]}, "probe": {"steps": 5}, "fewshot": {"episodes": 20, "shots": [2]}}
+    small = {
+        "knn": {"k": [1, 3]},
+        "probe": {"low": -3, "high": 1, "steps": 3},
+        "fewshot": {"episodes": 20, "shots": [2]},
+    }
     return config_of(
         root,
         masks=masks,

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from stores import ArraySpec, FeatureStore
+from stores import ArraySpec, FeatureStore, mirror
 from stores.receipt import Receipt
 from stores.slices import FILE_SCHEMA, SLICE_SCHEMA, row_numbers
 
@@ -86,18 +86,43 @@ def server() -> Iterator[str]:
 
 
 @pytest.fixture
-def url(
-    server: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> str:
-    """Return the URL of a place in a fresh bucket, with what boto reads of the environment."""
+def mirrors(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the folder of this machine's mirrors."""
+    folder = tmp_path_factory.mktemp("mirrors")
+    monkeypatch.setenv(mirror.PLACE, str(folder))
+    return folder
+
+
+@pytest.fixture
+def url(mirrors: Path) -> Iterator[str]:
+    """Yield the URL of a place in a fresh bucket in memory: a request takes no time there.
+
+    What a store asks of a bucket is asked of a server of S3 too, in tests/stores/test_bucket.py.
+    """
+    bucket = fresh_bucket()
+    yield f"memory://{bucket}/features/vits"
+    memory = fsspec.filesystem("memory")
+    if memory.exists(f"/{bucket}"):
+        memory.rm(f"/{bucket}", recursive=True)
+
+
+@pytest.fixture
+def s3_url(server: str, mirrors: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the URL of a place in a fresh bucket of S3, with what boto reads of the environment.
+
+    For what is of S3 itself, and of several processes.
+    """
     for name, value in {
         "AWS_ENDPOINT_URL": server,
         "AWS_ACCESS_KEY_ID": "nobody",
         "AWS_SECRET_ACCESS_KEY": "nothing",
         "AWS_DEFAULT_REGION": "us-east-1",
-        "RADPROBE_MIRRORS": str(tmp_path_factory.mktemp("mirrors")),
     }.items():
         monkeypatch.setenv(name, value)
-    bucket = f"b{uuid.uuid4().hex[:20]}"
+    bucket = fresh_bucket()
     fsspec.filesystem("s3").mkdir(bucket)
     return f"s3://{bucket}/features/vits"
+
+
+def fresh_bucket() -> str:
+    return f"b{uuid.uuid4().hex[:20]}"

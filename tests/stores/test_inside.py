@@ -285,24 +285,24 @@ def test_a_record_of_no_kind_is_corrupt(tmp_path: Path, store: FeatureStore) -> 
 
 
 def test_objects_that_lead_out_of_a_bucket_are_left_there(
-    store: FeatureStore, url: str, tmp_path: Path, outside: Path
+    store: FeatureStore, s3_url: str, tmp_path: Path, outside: Path
 ) -> None:
     for index in range(3):
         fill(store, index)
-    remote.push(store.path, url)
+    remote.push(store.path, s3_url)
     s3 = fsspec.filesystem("s3")
     odd = ["results/../../../outside/thesis.tex", "splits/../../thesis.tex", "results/a\\b"]
     for name in odd:
-        s3.pipe_file(f"{url}/{name}", EVIL)
-    FeatureStore.open(url)
-    remote.fetch(url, tmp_path / "deep/er/copy")
-    assert verify(url).sound
+        s3.pipe_file(f"{s3_url}/{name}", EVIL)
+    FeatureStore.open(s3_url)
+    remote.fetch(s3_url, tmp_path / "deep/er/copy")
+    assert verify(s3_url).sound
     assert content(outside) == {"thesis.tex": b"mine"}
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or path.read_bytes() != EVIL
     # They are nobody's of ours: a copy that brings the bucket up to date leaves them as well.
-    remote.push(store.path, url)
-    assert s3.cat_file(f"{url}/{odd[2]}") == EVIL
+    remote.push(store.path, s3_url)
+    assert s3.cat_file(f"{s3_url}/{odd[2]}") == EVIL
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Stores used at their URLs, against a real server of the S3 protocol."""
+"""Stores used at their URLs; by several processes, and from end to end, in a real server of S3."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ from stores.verify import repair, verify
 from tests.phantoms import write_png
 from tests.pipeline.models import write_tiny_folder
 from tests.pipeline.processes import extraction
+from tests.pipeline.slow import Hold
 from tests.pipeline.test_segment import write_volumes
 from tests.pipeline.test_tune import write_collection
 from tests.pipeline.tokens import token_store
@@ -131,7 +132,7 @@ def test_a_corrupted_object_is_refused_found_and_queued_again(sent: FeatureStore
     chunk = "features.zarr/mean/c/1/0"
     data = bucket.get([chunk])[chunk]
     bucket.put({chunk: data[:9] + bytes([data[9] ^ 1]) + data[10:]})
-    with pytest.raises(CorruptStoreError, match=r"s3://.*mean/c/1.*bits flipped"):
+    with pytest.raises(CorruptStoreError, match=rf"{url}/.*mean/c/1.*bits flipped"):
         FeatureStore.open(url).read("mean")
     report = verify(url)
     assert [(f.kind, f.part) for f in report.findings] == [("checksum", 1)]
@@ -170,21 +171,21 @@ def test_a_patient_is_withdrawn_and_purged_there(sent: FeatureStore, url: str) -
 
 
 def test_places_that_cannot_be_used_are_told(
-    url: str, monkeypatch: pytest.MonkeyPatch, config: Path
+    s3_url: str, monkeypatch: pytest.MonkeyPatch, config: Path
 ) -> None:
-    with pytest.raises(StoreNotFoundError, match=url):
-        FeatureStore.open(url)
+    with pytest.raises(StoreNotFoundError, match=s3_url):
+        FeatureStore.open(s3_url)
     with pytest.raises(ConfigError, match="one process writes"):
-        extract(load_config(config, Path(url)), HERE, where=Processes(2))
+        extract(load_config(config, Path(s3_url)), HERE, where=Processes(2))
     at_url = config.with_name("at_url.yaml")
-    at_url.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"store": url}))
+    at_url.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"store": s3_url}))
     with pytest.raises(ConfigError, match="`radprobe copy FOLDER URL`"):
         slurm(at_url)
     with pytest.raises(ConfigError, match="nowhere://x/y' cannot be reached"):
         FeatureStore.open("nowhere://x/y")
     monkeypatch.setitem(fsspec.config.conf, "s3", {"endpoint_url": "http://127.0.0.1:9"})
     with pytest.raises(ConfigError, match="Check the network"):
-        FeatureStore.open(url)
+        FeatureStore.open(s3_url)
 
 
 # --- answers ---------------------------------------------------------------------------------
@@ -245,82 +246,83 @@ def test_tuned_networks_go_there_and_come_when_asked_for(
 
 
 def test_extraction_into_a_url_is_that_into_a_folder(
-    config: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Path, s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = load_config(config, Path(url))
+    settings = load_config(config, Path(s3_url))
     load_key(settings.store)  # both stores name alike
     shutil.copy(settings.store.with_name("vits.key"), tmp_path / "store.key")
     whole = FeatureStore.open(extract(load_config(config), HERE).store)
     assert plan(settings).embed == PICTURES
     summary = extract(settings, HERE)
-    assert (summary.store, summary.embedded) == (url, PICTURES)
-    there = FeatureStore.open(url)
+    assert (summary.store, summary.embedded) == (s3_url, PICTURES)
+    there = FeatureStore.open(s3_url)
     for name in ("cls", "mean", "status", "file_digest", "pixel_digest"):
         np.testing.assert_array_equal(there.read(name), whole.read(name))
-    assert verify(url).findings == []
-    assert extract(load_config(config, Path(url)), HERE).embedded == 0
-    answers = evaluate(load_config(config, Path(url)), ["knn"])
-    another_machine(monkeypatch, tmp_path / "elsewhere", url)
-    again = load_config(config, Path(url))
+    assert verify(s3_url).findings == []
+    assert extract(load_config(config, Path(s3_url)), HERE).embedded == 0
+    answers = evaluate(load_config(config, Path(s3_url)), ["knn"])
+    another_machine(monkeypatch, tmp_path / "elsewhere", s3_url)
+    again = load_config(config, Path(s3_url))
     assert [result.cached for result in evaluate(again, ["knn"])] == [True] * len(answers)
     # A picture more, from the other machine: its part alone is sent.
     picture = np.random.default_rng(9).integers(0, 256, (60, 60), dtype=np.uint8)
     write_png(tmp_path / "data" / "99.png", picture)
     assert extract(again, HERE).embedded == 1
-    assert verify(url).findings == []
+    assert verify(s3_url).findings == []
 
 
 def test_killed_at_any_moment_another_machine_goes_on(
-    config: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Path, s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bucket = Bucket(url)
+    bucket = Bucket(s3_url)
     whole = FeatureStore.open(extract(load_config(config), HERE).store)
-    storage.located(url)
-    here = load_config(config, Path(url)).store
+    storage.located(s3_url)
+    here = load_config(config, Path(s3_url)).store
     shutil.copy(tmp_path / "store.key", here.with_name("vits.key"))
-    process = extraction(config, Path(url), cost_s=0.3)
-    until(
-        lambda: any(n.startswith("features.zarr/status/c/") for n in bucket.names()),
-        process,
-        pause_s=0.2,
-    )
+    hold = Hold(tmp_path / "hold")
+    hold.at(1, here)  # its network waits behind the first part
+    process = extraction(config, Path(s3_url), hold=hold)
+    until(lambda: any((here / "parts").glob("*.json")), process)
     process.kill()
     process.communicate()
     assert any(n.startswith("claims/writer.claim.") for n in bucket.names())
     # What an upload cut short leaves: chunks, and no receipt.
     bucket.put({"features.zarr/cls/c/2/0/0": b"half"})
-    another_machine(monkeypatch, tmp_path / "elsewhere", url)
-    assert FeatureStore.open(url).missing()
-    assert extract(load_config(config, Path(url)), HERE).clean
-    there = FeatureStore.open(url)
+    another_machine(monkeypatch, tmp_path / "elsewhere", s3_url)
+    assert FeatureStore.open(s3_url).missing()
+    assert extract(load_config(config, Path(s3_url)), HERE).clean
+    there = FeatureStore.open(s3_url)
     for name in ("cls", "mean", "status"):
         np.testing.assert_array_equal(there.read(name), whole.read(name))
-    assert verify(url).findings == []
+    assert verify(s3_url).findings == []
     assert not any(n.startswith("claims/") for n in bucket.names())
 
 
 def test_a_second_writer_is_refused_and_changes_nothing(
-    config: Path, url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    config: Path, s3_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    settings = load_config(config, Path(url))
+    settings = load_config(config, Path(s3_url))
     load_key(settings.store)
-    process = extraction(config, Path(url), cost_s=0.5)
-    until(lambda: any(n.startswith("parts/") for n in Bucket(url).names()), process, pause_s=0.2)
-    with pytest.raises(ClaimedError, match=rf":{process.pid} writes to {url}"):
-        extract(load_config(config, Path(url)), HERE)
-    at_work = status(Path(url))
+    hold = Hold(tmp_path / "hold")
+    hold.at(1, settings.store)  # its network waits behind the first part
+    process = extraction(config, Path(s3_url), hold=hold)
+    until(lambda: any((settings.store / "parts").glob("*.json")), process)
+    with pytest.raises(ClaimedError, match=rf":{process.pid} writes to {s3_url}"):
+        extract(load_config(config, Path(s3_url)), HERE)
+    at_work = status(Path(s3_url))
     assert at_work.writer is not None
     assert at_work.writer.by.endswith(f":{process.pid}")
     assert 0 <= at_work.writer.silent_s <= at_work.writer.for_s + 0.1
     assert at_work.slices_per_s is None
     process.send_signal(signal.SIGTERM)
+    hold.release()  # it ends after the batch that it is at
     process.communicate()
-    assert status(Path(url)).writer is None
-    assert not any(n.startswith("claims/") for n in Bucket(url).names()), (
+    assert status(Path(s3_url)).writer is None
+    assert not any(n.startswith("claims/") for n in Bucket(s3_url).names()), (
         "the claim was not given back"
     )
-    assert extract(load_config(config, Path(url)), HERE).clean
-    assert verify(url).findings == []
+    assert extract(load_config(config, Path(s3_url)), HERE).clean
+    assert verify(s3_url).findings == []
 
 
 def test_a_writer_that_was_taken_over_commits_nothing(store: FeatureStore, url: str) -> None:

@@ -1,4 +1,7 @@
-"""The two backends, by the tests that every one passes; see `tests/stores/storage_tests.py`."""
+"""The two backends, by the tests that every one passes; see `tests/stores/storage_tests.py`.
+
+The bucket is in memory, and what it promises in `tests/stores/test_bucket.py`.
+"""
 
 from __future__ import annotations
 
@@ -66,11 +69,13 @@ class TestMirroredBucket(StorageTests):
             yield storage
 
     def put(self, storage: Storage, name: str, data: bytes) -> None:
-        fsspec.filesystem("s3").pipe_file(f"{storage.place}/{name}", data)
+        file_system, root = fsspec.core.url_to_fs(storage.place)
+        file_system.pipe_file(f"{root}/{name}", data)
 
     def get(self, storage: Storage, name: str) -> bytes | None:
+        file_system, root = fsspec.core.url_to_fs(storage.place)
         try:
-            data: bytes = fsspec.filesystem("s3").cat_file(f"{storage.place}/{name}")
+            data: bytes = file_system.cat_file(f"{root}/{name}")
         except FileNotFoundError:
             return None
         return data
@@ -103,6 +108,12 @@ class TestMirroredBucket(StorageTests):
         yield lambda: reader.replace({})
         yield lambda: reader.restore([])
         yield lambda: reader.commit("parts/0000000.json", b"", {})
+
+
+def test_a_feature_store_lives_in_s3(s3_url: str, tmp_path: Path) -> None:
+    storage = storage_at(s3_url)
+    with storage.occupied():
+        StorageTests().test_a_feature_store_lives_on_it(storage, tmp_path)
 
 
 def test_a_folder_without_a_name_is_called_by_the_one_it_has(

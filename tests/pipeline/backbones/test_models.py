@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +26,7 @@ from pipeline.tuning.network import TunableNetwork, make_trainable
 from pipeline.tuning.saving import save_network
 from stores import FeatureStore
 from stores.errors import WeightsError
+from tests.fresh import said
 from tests.pipeline.backbones.test_backbones import picture
 
 ROOT = Path(__file__).parents[3]
@@ -135,17 +134,17 @@ def test_asking_for_a_family_imports_that_alone_and_no_torch() -> None:
     """One process asks for each in turn, and forgets what that has brought of ours."""
     code = (
         "import json, sys, pipeline.backbones.families as f\n"
+        "from tests.fresh import WITH_TORCH\n"
         "before, brought = {*sys.modules}, {}\n"
         "for name in f.FAMILIES:\n"
         "    f.family_of(name)\n"
         "    new = {m for m in {*sys.modules} - before if m.startswith('pipeline')}\n"
-        "    brought[name] = sorted(new), 'torch' in sys.modules\n"
+        "    brought[name] = sorted(new), sorted(WITH_TORCH & sys.modules.keys())\n"
         "    for module in new:\n"
         "        del sys.modules[module]\n"
         "print(json.dumps(brought))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    brought = json.loads(done.stdout)
+    brought = json.loads(said(code))
     assert brought.keys() == FAMILIES.keys()
     for name, (modules, with_torch) in brought.items():
         needed = ["pipeline.backbones.families.volume"] if name in VOLUME_FAMILIES else []

@@ -70,7 +70,7 @@ def test_a_file_loads_strictly_and_gives_its_network_back(name: str, tmp_path: P
     assert isinstance(family, VolumeFamily)
     read = family.read_tensors(read_state(file), file)
     loaded = loaded_network(architecture, 32, read, file).eval()
-    x = torch.rand(2, 1, 32, 32, 32)
+    x = torch.rand(2, 1, 16, 16, 16)
     with torch.inference_mode():
         one = VolumeTower(model, architecture)(x)
         other = VolumeTower(loaded, architecture)(x)
@@ -90,7 +90,7 @@ def test_networks_of_monai_are_monais_own() -> None:
     from monai.networks.nets import resnet
     from monai.networks.nets.segresnet_ds import SegResEncoder
 
-    x = torch.rand(1, 1, 32, 32, 32)
+    x = torch.rand(1, 1, 16, 16, 16)
     theirs = drawn(resnet.resnet18(spatial_dims=3, n_input_channels=1, num_classes=3,
                                    shortcut_type="A", bias_downsample=False))  # fmt: skip
     shape = VOLUME_NETWORKS["med3d_resnet18"].architecture

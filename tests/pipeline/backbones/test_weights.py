@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from pipeline.backbones.weights import BACKBONES, locate
 from stores.errors import WeightsError
+from tests.fresh import said
 from tests.pipeline.models import write_tiny_folder
+
+# What torch is imported by, of what is imported.
+WITH_IT = "import sys; from tests.fresh import WITH_TORCH; print(WITH_TORCH & sys.modules.keys())"
 
 
 @pytest.fixture(autouse=True)
@@ -114,27 +116,22 @@ def test_a_strangers_network_is_no_fault_of_radprobe(
 
 
 def test_finding_weights_needs_no_torch() -> None:
-    code = "import sys, pipeline.backbones.weights as w; w.locate('dinov2_vits14', 'random:0'); "
-    code += "print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    code = "import pipeline.backbones.weights as w; w.locate('dinov2_vits14', 'random:0'); "
+    assert said(code + WITH_IT) == "set()\n"
 
 
 def test_a_folder_of_another_family_is_read_without_torch(tmp_path: Path) -> None:
     folder = write_tiny_folder(tmp_path / "tiny")
-    code = "import sys, pipeline.backbones.weights as w; "
-    code += f"w.locate('hf:{folder}', None); print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    code = f"import pipeline.backbones.weights as w; w.locate('hf:{folder}', None); "
+    assert said(code + WITH_IT) == "set()\n"
 
 
 def test_the_package_loads_networks_and_imports_torch_for_that_alone() -> None:
     code = (
-        "import sys, pipeline.backbones as b; before = 'torch' in sys.modules; "
-        "print(before, b.load_backbone.__module__, hasattr(b, 'nothing')); "
+        f"import pipeline.backbones as b; {WITH_IT}; "
+        "print(b.load_backbone.__module__, hasattr(b, 'nothing')); "
         # The library that has all networks takes seconds, in every process that embeds.
         "b.load_backbone('dinov2_vits14', 'random:0', image_size=28); "
-        "print('transformers' in sys.modules)"
+        "print({'transformers', 'peft'} & sys.modules.keys())"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "pipeline.backbones.load", "False", "False"]
+    assert said(code).split() == ["set()", "pipeline.backbones.load", "False", "set()"]

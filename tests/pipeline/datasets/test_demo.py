@@ -28,6 +28,9 @@ from tests.waiting import until
 from tests.warm import WarmProcess
 
 FINDINGS = ["nodule", "effusion", "cardiomegaly"]
+# Two X-rays each, a CT and an MR of every second: as many as tell a finding from chance.
+PATIENTS = 30
+IMAGES = 3 * PATIENTS
 
 Floats = npt.NDArray[np.float64]
 Label = dict[str, str]
@@ -57,7 +60,7 @@ class Series:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_demo(tmp_path_factory.mktemp("demo") / "demo")
+    return write_demo(tmp_path_factory.mktemp("demo") / "demo", PATIENTS)
 
 
 @pytest.fixture(scope="module")
@@ -205,10 +208,10 @@ def test_labels_join_every_image_once(root: Path, labels: list[Label]) -> None:
         for kind in ("cxr", "ct", "mr")
         for path in (root / kind).iterdir()
     }
-    assert len(labels) == len(images) == 180
+    assert len(labels) == len(images) == IMAGES
     assert {label["path"] for label in labels} == images
     masks = {path.relative_to(root / "masks") for path in (root / "masks").rglob("*.*")}
-    assert len(masks) == 180
+    assert len(masks) == IMAGES
 
 
 def test_only_the_findings_of_a_modality_are_filled_in(labels: list[Label]) -> None:
@@ -228,16 +231,16 @@ def test_findings_are_common_and_independent(xrays: list[XRay], labels: list[Lab
     assert 0.3 <= np.mean(mass) <= 0.5
     tumours = [label["tumour"] for label in labels if label["tumour"]]
     assert {name: tumours.count(name) for name in set(tumours)} == {
-        "none": 10,
-        "small": 10,
-        "large": 10,
+        "none": PATIENTS // 6,
+        "small": PATIENTS // 6,
+        "large": PATIENTS // 6,
     }
 
 
 def test_patients_have_several_images_of_their_own(labels: list[Label]) -> None:
     assert all(len(label["patient_id"]) == 7 for label in labels)
     owners = [label["patient_id"] for label in labels if label["nodule"]]
-    assert len(set(owners)) == 60
+    assert len(set(owners)) == PATIENTS
     assert {owners.count(owner) for owner in owners} == {1, 2, 3}
 
 
@@ -247,9 +250,9 @@ def test_patients_have_several_images_of_their_own(labels: list[Label]) -> None:
 def test_xrays_are_twelve_bit_dicom_and_sixteen_bit_png(xrays: list[XRay]) -> None:
     kinds = [xray.photometric for xray in xrays]
     assert {kind: kinds.count(kind) for kind in set(kinds)} == {
-        "MONOCHROME1": 40,
-        "MONOCHROME2": 40,
-        "PNG": 40,
+        "MONOCHROME1": 2 * PATIENTS // 3,
+        "MONOCHROME2": 2 * PATIENTS // 3,
+        "PNG": 2 * PATIENTS // 3,
     }
     for xray in xrays:
         assert xray.grey.shape == xray.mask.shape

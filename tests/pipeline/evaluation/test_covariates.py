@@ -114,7 +114,7 @@ def collection(root: Path, age: Any = None) -> Path:
         "store": "store",
         "labels": {"file": "labels.csv"},
         "tasks": {"t": task},
-        "probe": {"features": "cls+columns", "steps": 5},
+        "probe": {"features": "cls+columns", "low": -3, "high": 1, "steps": 3},
     }
     (root / "c.yaml").write_text(yaml.safe_dump(config))
     return root
@@ -123,7 +123,10 @@ def collection(root: Path, age: Any = None) -> Path:
 def ask(root: Path, features: str, **more: Any) -> Result:
     method = more.pop("method", "probe")
     task = {"labels": ["sick"], "columns": ["age", "sex"], **more.pop("task", {})}
-    block = {"features": features, **({"steps": 5} if method == "probe" else {})}
+    block = {
+        "features": features,
+        **({"low": -3, "high": 1, "steps": 3} if method == "probe" else {}),
+    }
     config = config_of(root, **{"tasks": {"t": task}, method: block, **more})
     return evaluate(config, [method])[0]
 
@@ -159,7 +162,7 @@ def test_nothing_of_test_is_in_the_numbers_of_train(tmp_path: Path) -> None:
     config = config_of(
         root,
         tasks={"t": {"labels": ["sick"], "columns": ["age", "sex"]}},
-        probe={"features": "columns", "steps": 5},
+        probe={"features": "columns", "low": -3, "high": 1, "steps": 3},
     )
     (cases,) = cases_of(config)
     cases.ensure_split()

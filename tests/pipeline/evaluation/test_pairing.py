@@ -56,8 +56,8 @@ def config(root: Path, store: str, level: str = "image", **more: Any) -> Config:
             "labels": {"file": labels},
             "tasks": {"sick": {"labels": ["sick"], "level": level, "permutations": 99}},
             "knn": {"k": [3, 5]},
-            "probe": {"steps": 5},
-            "efficiency": {"steps": 5, "draws": 3, "shots": [2]},
+            "probe": {"low": -3, "high": 1, "steps": 3},
+            "efficiency": {"low": -3, "high": 1, "steps": 3, "draws": 3, "shots": [2]},
             "fewshot": {"episodes": 30, "shots": [1, 2]},
             **more,
         }

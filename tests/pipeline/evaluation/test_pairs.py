@@ -44,7 +44,7 @@ def write_config(root: Path, name: str = "config", **more: Any) -> Path:
         "labels": {"file": "labels.csv"},
         "tasks": {"sick": {"labels": ["sick"]}},
         "knn": {"k": [3, 5]},
-        "probe": {"steps": 5},
+        "probe": {"low": -3, "high": 1, "steps": 3},
     }
     path = root / f"{name}.yaml"
     path.write_text(yaml.safe_dump(content | more))

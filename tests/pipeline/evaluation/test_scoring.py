@@ -28,6 +28,7 @@ from stores import FeatureStore
 from tests.pipeline.collection import config_of, make_store, write_csv
 
 N = 240
+PROBE: dict[str, Any] = {"steps": 12, "features": "cls"}
 
 
 def printed(results: list[Result], config: Config | None = None) -> str:
@@ -61,7 +62,7 @@ def write_labels(root: Path, sick: NDArray[np.bool_], yes: str, no: str) -> None
 
 def config(root: Path, **task: Any) -> Config:
     more = task.pop("more", {})
-    small = {"knn": {"k": [3, 5, 30], "features": "cls"}, "probe": {"steps": 12, "features": "cls"}}
+    small = {"knn": {"k": [3, 5, 30], "features": "cls"}, "probe": PROBE}
     tasks = {"t": {"labels": ["look"], **task}}
     return config_of(root, tasks=tasks, **{**small, **more})
 
@@ -81,7 +82,7 @@ def test_one_question_has_one_answer_however_it_is_spelt(root: Path) -> None:
         write_labels(root, sick, yes, no)
         positive = {"positive": "aye"} if yes == "aye" else {}
         folds = {"split": {"kind": "kfold", "folds": 3}}
-        few = {"probe": {"steps": 3, "features": "cls"}}
+        few = {"probe": PROBE | {"low": -1, "high": 1, "steps": 2}}
         answers.append(evaluate(config(root, **positive, more=folds | few), ["knn", "probe"]))
     for answer in answers:
         for first, same in zip(answers[0], answer, strict=True):
@@ -275,7 +276,7 @@ def test_a_threshold_of_val_is_what_the_head_said_of_val(root: Path) -> None:
     (result,) = evaluate(asked, ["probe"])
     (cases,) = cases_of(asked)
     parts, units = cases.folds[0], cases.units
-    settings = ProbeSettings(steps=12, features="cls")
+    settings = ProbeSettings.model_validate(PROBE)
     x = cases.features(settings, parts)
     model = HEAD.fit(FitInput(x, units, {"train": parts["train"], "val": parts["val"]}, settings))
     positive = units.y[parts["val"]] == 1

@@ -52,7 +52,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "labels": {"file": "labels.csv"},
         "tasks": {"look": {"labels": ["look"], "level": "series", "positive": "bright"}},
         "split": {"allow": ["near-duplicates"]},
-        "probe": {"steps": 5},
+        "probe": {"low": -3, "high": 1, "steps": 3},
     }
     (root / "my.yaml").write_text(yaml.safe_dump(settings))
     config = load_config(root / "my.yaml")

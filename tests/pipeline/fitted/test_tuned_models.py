@@ -95,7 +95,7 @@ def test_a_network_that_the_config_does_not_tune_is_said(collection: Path, tmp_p
 def test_new_images_get_the_masks_of_a_tuned_network(tmp_path: Path) -> None:
     config = load_config(write_masked(tmp_path / "collection"))
     extract(config, HERE.speed)
-    lora = Lora(epochs=12, batch=2, augment="none", rate=3e-3, head_rate=3e-2, rank=4)
+    lora = Lora(epochs=4, batch=2, augment="none", rate=1e-2, head_rate=0.1, rank=4)
     config = config.model_copy(update={"lora": lora})
     model = fit_model(config, tmp_path / "model", method="lora", device="cpu")
     assert isinstance(model, MaskModel)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import json
 import re
@@ -436,13 +435,8 @@ def test_a_store_alone_has_no_pictures_and_says_why(tmp_path: Path) -> None:
     assert "a store does not know where its files are" in Reader(written.page.read_text()).text
 
 
-def test_every_figure_is_a_file(config: Path, tmp_path: Path) -> None:
-    page, figures = str(tmp_path / "r.html"), str(tmp_path / "f")
-    command = ["report", str(config), "--out", page, "--figures", figures, "--json"]
-    done = CliRunner().invoke(app, command)
-    assert done.exit_code == 0, done.output
-    told = json.loads(done.stdout)
-    names = {Path(path).name for path in told["figures"]}
+def test_every_figure_is_a_file(modelled: Written) -> None:
+    names = {path.name for path in modelled.figures}
     stems = {n.removesuffix(".svg") for n in names if n.endswith(".svg")}
     assert stems >= {"overview", "sick-curves", "sick-settings", "sick-subgroups", "find-ings-roc"}
     assert names == {f"{s}{x}" for s in stems for x in (".svg", ".png")} | {
@@ -450,9 +444,10 @@ def test_every_figure_is_a_file(config: Path, tmp_path: Path) -> None:
         "results.tex",
         *(f"short.{suffix}" for suffix in ("md", "tex", "csv", "html")),
     }
+    folder = modelled.page.with_name("figures")
     for stem in stems:
-        assert ET.parse(tmp_path / f"f/{stem}.svg").getroot().tag.endswith("svg")
-        with Image.open(tmp_path / f"f/{stem}.png") as image:
+        assert ET.parse(folder / f"{stem}.svg").getroot().tag.endswith("svg")
+        with Image.open(folder / f"{stem}.png") as image:
             assert np.asarray(image.convert("L")).std() > 1
 
 
@@ -495,11 +490,12 @@ def test_what_cannot_be_reported(config: Path, tmp_path: Path) -> None:
         write_report([tmp_path / "bad"])
 
 
-def test_a_page_that_cannot_be_put_in_place_leaves_no_half(config: Path, tmp_path: Path) -> None:
-    (tmp_path / "page.html").mkdir()
+def test_a_page_that_cannot_be_put_in_place_leaves_no_half(tmp_path: Path) -> None:
+    make_store(tmp_path / "store", np.eye(8)[:, None], [{"patient": f"P{i}"} for i in range(8)])
+    (tmp_path / "pages/page.html").mkdir(parents=True)
     with pytest.raises(UnwritableError):
-        write_report([config.parent / "store"], tmp_path / "page.html")
-    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+        write_report([tmp_path / "store"], tmp_path / "pages/page.html")
+    assert [path.name for path in (tmp_path / "pages").iterdir()] == ["page.html"]
 
 
 @pytest.fixture(scope="module")
@@ -553,8 +549,14 @@ def model(config: Path) -> Model:
 
 @pytest.fixture(scope="module")
 def modelled(config: Path, model: Model) -> Written:
-    tell = functools.partial(sections_of, [model.path])
-    return write_report([config], config.parent / "modelled.html", models=tell)
+    """Return the report with a model and with its figures, as the command writes and tells it."""
+    command = ["report", str(config), "--out", str(config.parent / "modelled.html")]
+    command += ["--figures", str(config.parent / "figures"), "--model", str(model.path), "--json"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    figures = tuple(map(Path, told["figures"]))
+    return Written(Path(told["page"]), told["bytes"], figures, told["pictures"])
 
 
 def test_each_task_has_a_plain_sentence_on_top(page: str, config: Path) -> None:
@@ -819,26 +821,26 @@ def test_colours_follow_the_column_and_the_legend_hides(opened: Any) -> None:
     assert opened.locator("canvas").evaluate(picture) != coloured
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_nothing_stands_in_the_way_of_anyone(opened: Any, theme: str) -> None:
+def violations(tab: Any, *rules: str) -> list[tuple[str, str]]:
+    """Return what axe finds on a page, by all of its rules or by some."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-    opened.emulate_media(color_scheme=theme)
-    opened.locator("canvas").scroll_into_view_if_needed()
-    opened.locator("canvas").press("ArrowRight")
-    found = axe.Axe().run(opened).response["violations"]
-    assert [(v["id"], v["nodes"][0]["html"][:120]) for v in found] == []
+    options = {"resultTypes": ["violations"], **({"runOnly": list(rules)} if rules else {})}
+    found = axe.Axe().run(tab, options=options).response["violations"]
+    return [(each["id"], each["nodes"][0]["html"][:120]) for each in found]
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_a_model_stands_in_nobodys_way(browser: Any, modelled: Written, theme: str) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+def test_nothing_stands_in_the_way_of_anyone(browser: Any, modelled: Written) -> None:
+    """With a model, and with a point chosen on the map; a theme changes colours alone."""
     for tab in tab_of(browser, modelled):
-        tab.emulate_media(color_scheme=theme)
+        tab.emulate_media(color_scheme="light")
+        tab.locator("canvas").scroll_into_view_if_needed()
+        tab.locator("canvas").press("ArrowRight")
         pictures = tab.locator(".cases img")
         assert pictures.count() == tab.locator(".cases li").count() > 0
         assert pictures.first.evaluate("x => x.naturalWidth") > 10
-        found = axe.Axe().run(tab).response["violations"]
-        assert [(v["id"], v["nodes"][0]["html"][:120]) for v in found] == []
+        assert violations(tab) == []
+        tab.emulate_media(color_scheme="dark")
+        assert violations(tab, "color-contrast", "link-in-text-block") == []
         tab.set_viewport_size({"width": 390, "height": 800})
         assert tab.evaluate("document.documentElement.scrollWidth") <= 390
 
@@ -861,8 +863,7 @@ def test_it_fits_a_telephone_and_paper(opened: Any, tmp_path: Path) -> None:
     assert all(high["y"] < low["y"] for high, low in itertools.pairwise(panels))
     wider = "all => all.filter(x => x.scrollWidth > x.clientWidth + 1).length"
     assert opened.locator("figure").evaluate_all(wider) == 0
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-    assert axe.Axe().run(opened).response["violations"] == []
+    assert violations(opened) == []
     opened.screenshot(path=tmp_path / "narrow.png")
     with Image.open(tmp_path / "narrow.png") as image:
         assert np.asarray(image.convert("L")).std() > 5
@@ -888,7 +889,6 @@ def test_dark_is_dark(opened: Any) -> None:
 
 
 def test_segmentations_in_a_browser(browser: Any, segmented: Written) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     for tab in tab_of(browser, segmented):
         figures = tab.locator(".task figure")
         assert figures.locator("h3").all_inner_texts() == ["By structure", "Few shots", "Overlays"]
@@ -901,8 +901,7 @@ def test_segmentations_in_a_browser(browser: Any, segmented: Written) -> None:
         assert head.get_attribute("aria-sort") == "descending"
         tab.fill("#search", "near draws")
         assert tab.locator("#scores tbody tr:visible").count() == 1
-        found = axe.Axe().run(tab).response["violations"]
-        assert [(v["id"], v["nodes"][0]["html"][:120]) for v in found] == []
+        assert violations(tab) == []
         # On a telephone a column a volume, as wide as the page: nothing is scrolled to.
         tab.set_viewport_size({"width": 390, "height": 800})
         assert pictures.count() == 2 + 2

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -22,20 +20,21 @@ from pipeline.segmentation.knn import class_shares, collect_references
 from pipeline.segmentation.selection import Course, Overlap
 from pipeline.shared.steps import listening_to_steps
 from stores.errors import ConfigError, DeviceError
+from tests.fresh import said
 from tests.pipeline.segmentation.planted import GRID, Planted
 
 # What each needs to learn the planted masks, as little as it takes.
 LEARNING: dict[str, dict[str, Any]] = {
-    "linear": {"learning_rates": (0.1, 10.0), "epochs": 30},
-    "linear-bn": {"learning_rates": (0.1, 1.0), "epochs": 20},
-    "decoder": {"learning_rates": (0.1,), "epochs": 8},
-    "image-decoder": {"learning_rates": (0.1,), "epochs": 4},
+    "linear": {"learning_rates": (0.1, 10.0), "epochs": 15},
+    "linear-bn": {"learning_rates": (0.1, 1.0), "epochs": 10},
+    "decoder": {"learning_rates": (0.1,), "epochs": 4, "batch_size": 2},
+    "image-decoder": {"learning_rates": (0.1,), "epochs": 3},
     "knn": {"k": (1, 5)},
-    "unet": {"learning_rates": (0.1,), "epochs": 8, "size": "small"},
+    "unet": {"learning_rates": (0.1,), "epochs": 6, "loss": "dice-ce", "size": "small"},
     "transunet": {
-        "learning_rates": (0.3,),
-        "epochs": 20,
-        "patience": 20,  # it learns by leaps
+        "learning_rates": (0.1,),
+        "epochs": 5,
+        "batch_size": 2,
         "loss": "dice-ce",
         "size": "small",
     },
@@ -43,7 +42,8 @@ LEARNING: dict[str, dict[str, Any]] = {
 
 
 def settings(method: str, **changes: Any) -> Segment:
-    return Segment(method=method, batch_size=8, **{**LEARNING[method], **changes})  # type: ignore[arg-type]
+    few = {"batch_size": 4, "refit": "none"}
+    return Segment(method=method, **few | LEARNING[method] | changes)  # type: ignore[arg-type]
 
 
 def build_of(method: str) -> training.Build:
@@ -82,13 +82,13 @@ def test_asking_for_a_head_imports_its_module_alone() -> None:
         "import importlib, sys\n"
         "from pipeline.config.segmentation_heads import SEGMENTATION_HEADS\n"
         "from pipeline.segmentation import heads\n"
-        "print({'torch', 'monai', 'faiss'} & sys.modules.keys())\n"
+        "from tests.fresh import WITH_TORCH\n"
+        "print((WITH_TORCH | {'faiss'}) & sys.modules.keys())\n"
         "importlib.import_module(SEGMENTATION_HEADS['knn'].module)\n"
         "others = {head.module for head in SEGMENTATION_HEADS.values()} & sys.modules.keys()\n"
         "print(others, 'monai' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["set()", "{'pipeline.segmentation.knn'} False"]
+    assert said(code).splitlines() == ["set()", "{'pipeline.segmentation.knn'} False"]
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:
@@ -99,7 +99,7 @@ def test_a_device_that_is_not_there_is_refused() -> None:
 
 @pytest.mark.parametrize("method", LEARNING)
 def test_every_method_learns_what_is_planted(method: str) -> None:
-    source = Planted(64, blocks=5)
+    source = Planted(48, blocks=5)
     rows = source.parts["test"]
     head = fit(source, source.parts, settings(method))
     labels = predicted(head, source, rows)
@@ -139,10 +139,10 @@ def test_another_seed_is_another_start() -> None:
 
 @pytest.mark.parametrize("method", ["linear-bn", "decoder", "image-decoder", "transunet"])
 def test_trained_together_is_trained_alone(method: str) -> None:
-    source = Planted(16, blocks=5)
-    rates = (1e-3, 1e-2, 1e-1)
+    source = Planted(8, blocks=5)
+    rates = (1e-2, 1e-1)
     # The least rate that goes wrong must not spoil the others.
-    asked = settings(method, learning_rates=(*rates, 1e6), epochs=2)
+    asked = settings(method, learning_rates=(*rates, 1e6), epochs=2, batch_size=2)
     device, build = torch.device("cpu"), build_of(method)
     together = training.train(build, source, source.parts["train"], asked, (*rates, 1e6), device)
     for rate, run in zip(rates, together, strict=False):

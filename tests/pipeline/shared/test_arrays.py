@@ -31,7 +31,7 @@ ASKED: dict[str, list[Method]] = {
 }
 SETTINGS: dict[str, Any] = {
     "knn": {"k": [3, 5], "multilabel": "mlknn", "features": "cls+mean", "scaling": "l2"},
-    "probe": {"steps": 5, "scaling": "standardise"},
+    "probe": {"low": -3, "high": 1, "steps": 3, "scaling": "standardise"},
     "fewshot": {"episodes": 30, "head": "simpleshot", "shots": [1, 2]},
     "linear": {"features": "cls+mean", "epochs": 3},
     "attention": {"epochs": 3},

@@ -24,6 +24,7 @@ from pipeline.tuning.job import pick_devices
 from pipeline.tuning.options import TuningOptions
 from stores.errors import DeviceError
 from tests.pipeline.processes import COMMAND, environment
+from tests.pipeline.test_tune import APART
 from tests.pipeline.tuning.test_masks import config_of, write_collection
 from tests.waiting import until
 from tests.warm import WarmProcess
@@ -36,9 +37,8 @@ FORKING = f"from pipeline.tuning import launch; launch._START = 'fork'; {COMMAND
 
 @pytest.fixture(scope="module", autouse=True)
 def _server_of_forks() -> None:
-    """Start the server that the processes are forks of, with what each of them would import."""
-    libraries = ["monai.losses", "peft", "transformers.models.dinov2.modeling_dinov2"]
-    forkserver.set_forkserver_preload([launch.__name__, *libraries])
+    """Start the server that processes of this one are forks of, which takes seconds."""
+    forkserver.set_forkserver_preload([launch.__name__])
     forkserver.ensure_running()
 
 
@@ -60,16 +60,28 @@ def forget(config: Config) -> None:
 def learning_numbers(collection: Path, **settings: Any) -> Config:
     """Return a config that trains biases on a number: no library for LoRA or masks to import."""
     return config_of(
-        collection, tasks=NUMBER, masks={}, split={}, lora=None, bitfit=BLOCK | settings
+        collection, tasks=NUMBER, masks={}, split=APART, lora=None, bitfit=BLOCK | settings
     )
 
 
+def tune_by_two(collection: Path) -> None:
+    """Tune by two processes that are forked with the libraries, whose answer is on file then."""
+    altered = next(collection.parent.glob("altered-*.yaml"))
+    options = ["--processes", "2", "--device", "cpu", "--workers", "0"]
+    process = WarmProcess(FORKING, "tune", str(altered), *options, environment=environment())
+    _, complained = process.communicate(timeout=120)
+    assert process.returncode == 0, complained
+
+
 def test_two_processes_learn_what_one_learns(collection: Path) -> None:
-    config = config_of(collection, tasks=NUMBER, split={}, lora=BLOCK | {"rank": 4})
+    block = BLOCK | {"rank": 4}
+    config = config_of(collection, tasks=NUMBER, masks={}, split=APART, lora=block)
     (alone,) = tune(config, device="cpu", workers=0)
     _, said_alone, _ = read_predictions(config.store, alone, 0)
     forget(config)
+    tune_by_two(collection)
     (result,) = tune(config, device="cpu", processes=2, workers=0)
+    assert result.cached
     _, said, _ = read_predictions(config.store, result, 0)
     assert result.tuned[0].device == "cpu + cpu"
     assert result.tuned[0].peak_bytes > 2**26
@@ -82,10 +94,12 @@ def test_two_processes_learn_what_one_learns(collection: Path) -> None:
 def test_a_process_that_is_left_without_a_part_takes_the_step(collection: Path) -> None:
     """Where each step has one image, the second process learns from none."""
     block = BLOCK | {"batch": 1, "epochs": 1}
-    config = config_of(collection, split={}, lora=None, bitfit=block)
+    config = config_of(collection, split=APART, lora=None, bitfit=block)
     (alone,) = tune_masks(config, device="cpu", workers=0)
     forget(config)
+    tune_by_two(collection)
     (answer,) = tune_masks(config, device="cpu", processes=2, workers=0)
+    assert answer.cached
     assert answer.tuned[0].identity == alone.tuned[0].identity
     assert answer.scores[-1].metrics["dice"] == alone.scores[-1].metrics["dice"]
 

@@ -39,7 +39,7 @@ from stores.errors import ConfigError
 from tests.pipeline.collection import probed_on_train
 from tests.pipeline.models import write_tiny_folder
 from tests.pipeline.processes import COMMAND, environment
-from tests.pipeline.test_tune import EACH, INTENDED, everywhere
+from tests.pipeline.test_tune import APART, DEPTH, EACH, INTENDED, everywhere
 from tests.waiting import until
 from tests.warm import WarmProcess
 
@@ -69,7 +69,7 @@ def write_collection(folder: Path, patients: int = 12) -> Path:
             rows.append([f"images/{name}", f"p{i}", light])
     with (folder / "labels.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["path", "patient", "light"], *rows])
-    write_tiny_folder(folder / "network", depth=4)
+    write_tiny_folder(folder / "network", depth=DEPTH)
     config = {
         "data": {"root": ".", "include": ["images/**"], "modality": {"**": "DX"}},
         "backbone": {"name": f"hf:{folder / 'network'}", "image_size": SIZE},
@@ -77,7 +77,7 @@ def write_collection(folder: Path, patients: int = 12) -> Path:
         "store": "store",
         "labels": {"file": "labels.csv", "patient": "patient"},
         "masks": {"thing": {"root": ".", "files": {"**": "masks/{name}"}, "values": "thing"}},
-        "split": {"folds": 3},
+        "split": APART | {"folds": 3},
         "lora": {**BLOCK, "rank": 4},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
@@ -143,7 +143,7 @@ def test_masks_go_where_their_images_go() -> None:
 
 
 def test_a_network_learns_masks_and_stands_beside_heads_on_its_tokens(collection: Path) -> None:
-    block = {"epochs": 12, "batch": 2, "augment": "none", "rate": 3e-3, "head_rate": 3e-2}
+    block = {"epochs": 5, "batch": 2, "augment": "none", "rate": 1e-2, "head_rate": 0.1}
     heads = {"cached": {"method": "linear", "epochs": 2, "learning_rates": [1e-2]}}
     config = config_of(collection, lora={**block, "rank": 4}, segment=heads)
     (cached,) = segment(config)
@@ -224,11 +224,11 @@ def test_a_network_learns_a_number(collection: Path) -> None:
         tasks={"light": {"labels": ["light"], "values": "number"}},
         lora=None,
         finetune={
-            "epochs": 40,
+            "epochs": 16,
             "batch": 2,
             "augment": "none",
-            "rate": 3e-3,
-            "head_rate": 3e-2,
+            "rate": 5e-3,
+            "head_rate": 0.1,
             "layer_decay": 1.0,
         },
     )

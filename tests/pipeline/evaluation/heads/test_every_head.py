@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from pipeline.config.loading import load_config
 from pipeline.config.tuning import DECLARED
 from pipeline.evaluation.heads.contract import FitInput, Head, HeadState, Predicted
 from stores.errors import ConfigError
+from tests.fresh import said
 from tests.pipeline.collection import make_store, thirds, units_of, write_csv
 from tests.waiting import PATIENCE_S
 from tests.warm import WarmProcess
@@ -30,7 +29,7 @@ N, D = 96, 20
 # Settings that spare time, where the defaults are for more than N units.
 SMALL: dict[str, dict[str, Any]] = {
     "knn": {"k": [3, 7]},
-    "probe": {"steps": 5},
+    "probe": {"low": -3, "high": 1, "steps": 3},
     "fewshot": {"episodes": 10, "shots": [1, 2]},
     "linear": {"epochs": 2},
     "attention": {"epochs": 2, "hidden": 8},
@@ -169,11 +168,10 @@ def test_reading_a_config_imports_no_library_that_fits() -> None:
         "config = Config.model_validate({'data': {'root': 'x'}, 'store': 'y'})\n"
         "from pipeline.config.heads import HEADS\n"
         "print(all(getattr(config, name) for name in HEADS))\n"
-        "heavy = {'torch', 'transformers', 'sklearn', 'faiss', 'zarr', 'scipy', 'pandas'}\n"
-        "print(sorted(heavy & sys.modules.keys()))"
+        "from tests.fresh import LIBRARIES\n"
+        "print(sorted(LIBRARIES & sys.modules.keys()))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split("\n")[:2] == ["True", "[]"]
+    assert said(code).split("\n")[:2] == ["True", "[]"]
 
 
 def test_asking_for_a_head_imports_that_head_alone() -> None:
@@ -184,8 +182,7 @@ def test_asking_for_a_head_imports_that_head_alone() -> None:
         "heads = {'probe', 'fewshot', 'linear', 'attention', 'transformer', 'efficiency'}\n"
         "print(sorted(h for h in heads if f'pipeline.evaluation.heads.{h}' in sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert said(code).strip() == "[]"
 
 
 # --- settings under a head's key ---------------------------------------------------------------

@@ -108,7 +108,7 @@ def test_the_grid_finds_the_features_that_hold_the_signal(kind: str) -> None:
     else:
         y = rng.integers(0, 2 if kind == "binary" else 3, 400)
     x, units, parts = planted(np.maximum(y, 0), 40), units_of(y), thirds(400)
-    settings = LinearSettings(epochs=20, batch=32)  # the signal is in the oldest block alone
+    settings = LinearSettings(epochs=8, batch=32)  # the signal is in the oldest block alone
     (prediction,), notes = answered(linear.HEAD, x, units, parts, settings)
     assert prediction.setting["blocks"] == 4
     proba, truth = prediction.proba, units.at(parts["test"]).indicator
@@ -136,13 +136,13 @@ def bags(n: int, s: int, d: int) -> tuple[NDArray[np.float32], Units]:
 
 
 def test_attention_finds_the_slice_that_the_mean_drowns() -> None:
-    x, units = bags(180, 40, 16)
-    parts = thirds(180)
-    settings = AttentionSettings(epochs=40, hidden=16, rate=5e-3)
+    x, units = bags(120, 20, 16)
+    parts = thirds(120)
+    settings = AttentionSettings(epochs=12, hidden=16, rate=1e-2)
     (prediction,), notes = answered(attention.HEAD, x, units, parts, settings)
     assert notes == []
-    means = np.stack([x[units.unit == i].mean(axis=0) for i in range(180)])
-    (pooled,), _ = answered(probe.HEAD, means, units, parts, ProbeSettings(steps=12))
+    means = np.stack([x[units.unit == i].mean(axis=0) for i in range(120)])
+    (pooled,), _ = answered(probe.HEAD, means, units, parts, ProbeSettings(steps=5))
     truth = units.y[parts["test"]]
     ours, mean = (roc_auc_score(truth, p.proba[:, 1]) for p in (prediction, pooled))
     assert ours > 0.95
@@ -180,7 +180,7 @@ def test_attention_finds_the_slice_whichever_class_it_speaks_for(sick: int) -> N
     planted_rows = {int(units.unit[row]): int(row) for row in np.flatnonzero(x[:, :3].sum(1) > 7)}
     units = replace(units, y=units.y if sick else 1 - units.y)
     parts = thirds(160)
-    settings = AttentionSettings(epochs=15, hidden=16, rate=5e-3)
+    settings = AttentionSettings(epochs=6, hidden=16, rate=5e-3)
     weights = answered(attention.HEAD, x, units, parts, settings)[0][0].weights
     assert weights is not None
     test = parts["test"].tolist()
@@ -198,8 +198,8 @@ def test_weights_name_the_planted_slice_of_each_unit() -> None:
     parts = thirds(160)
     planted_rows = {int(units.unit[row]): int(row) for row in np.flatnonzero(x[:, :3].sum(1) > 7)}
     for head, settings in (
-        (attention.HEAD, AttentionSettings(epochs=20, hidden=16, rate=5e-3)),
-        (transformer.HEAD, TransformerSettings(epochs=20, width=16, heads=2, rate=5e-3)),
+        (attention.HEAD, AttentionSettings(epochs=6, hidden=16, rate=1e-2)),
+        (transformer.HEAD, TransformerSettings(epochs=10, width=16, heads=2, rate=1e-2)),
     ):
         (prediction,), _ = answered(head, x, units, parts, settings)
         weights = prediction.weights
@@ -220,18 +220,18 @@ def test_weights_name_the_planted_slice_of_each_unit() -> None:
 def test_the_transformer_knows_where_a_slice_lies() -> None:
     """Each unit has one lesion, above or below: its place alone tells one kind from the other."""
     rng = np.random.default_rng(9)
-    y = np.arange(180) % 2
-    x = rng.standard_normal((180, 8, 6)) * 0.3
-    x[np.arange(180), rng.integers(0, 4, 180) + 4 * y, 0] += 4
-    flat = x.reshape(1440, 6).astype(np.float32)
-    unit = np.arange(1440) // 8
-    units = replace(units_of(y), rows=np.arange(1440), unit=unit)
-    parts = thirds(180)
+    y = np.arange(120) % 2
+    x = rng.standard_normal((120, 8, 6)) * 0.3
+    x[np.arange(120), rng.integers(0, 4, 120) + 4 * y, 0] += 4
+    flat = x.reshape(960, 6).astype(np.float32)
+    unit = np.arange(960) // 8
+    units = replace(units_of(y), rows=np.arange(960), unit=unit)
+    parts = thirds(120)
     truth = y[parts["test"]]
-    settings = TransformerSettings(epochs=25, width=16, heads=2, rate=5e-3)
+    settings = TransformerSettings(epochs=8, width=16, heads=2, rate=1e-2)
     (placed,), _ = answered(transformer.HEAD, flat, units, parts, settings)
     assert roc_auc_score(truth, placed.proba[:, 1]) > 0.95
-    nowhere = replace(units, along=np.full(1440, 0.5))
+    nowhere = replace(units, along=np.full(960, 0.5))
     (blind,), _ = answered(transformer.HEAD, flat, nowhere, parts, settings)
     assert roc_auc_score(truth, blind.proba[:, 1]) < 0.7
 
@@ -290,7 +290,7 @@ def test_attention_finds_the_slice_that_tells_a_number() -> None:
         rows=np.arange(720), unit=np.arange(720) // 6,
     )  # fmt: skip
     parts, flat = thirds(120), x.reshape(720, 8).astype(np.float32)
-    settings = AttentionSettings(hidden=16, epochs=60, rate=1e-2)
+    settings = AttentionSettings(hidden=16, epochs=20, rate=2e-2)
     ((weighed,), _) = answered(attention.HEAD, flat, units, parts, settings)
     truth = units.y[parts["test"]]
     pooled = x.mean(axis=1).astype(np.float32)
@@ -370,7 +370,7 @@ def root(tmp_path: Path) -> Path:
 def test_each_is_a_method_with_results_of_its_own(root: Path) -> None:
     tasks = {"t": {"labels": ["sick"], "level": "patient"}}
     small = {
-        "linear": {"epochs": 30, "rates": [0.05]},
+        "linear": {"epochs": 10, "rates": [0.05]},
         "attention": {"epochs": 10, "hidden": 8},
         "efficiency": {"shots": [1, 4], "steps": 3, "features": "cls"},
     }
@@ -392,14 +392,15 @@ def test_each_is_a_method_with_results_of_its_own(root: Path) -> None:
     ]
     assert sorted(tables) == ["parquet", "slices.parquet"]
     assert all(r.cached for r in evaluate(config_of(root, tasks=tasks, **small), methods))
-    wider = {**small, "linear": {"epochs": 31, "rates": [0.05]}}
+    wider = {**small, "linear": {"epochs": 11, "rates": [0.05]}}
     again = evaluate(config_of(root, tasks=tasks, **wider), methods)
     assert [r.cached for r in again] == [False, True, True]
 
 
 def test_on_a_device_scikit_learn_fits_tensors_and_says_the_same(root: Path) -> None:
     """In a process of its own: SciPy must hear of it first. The device is a CPU, through torch."""
-    asked = config_of(root, tasks={"t": {"labels": ["sick"]}, "many": {"labels": ["a", "b"]}})
+    tasks = {"t": {"labels": ["sick"]}, "many": {"labels": ["a", "b"]}}
+    asked = config_of(root, tasks=tasks, probe={"steps": 2})
     code = (
         "import sys\n"
         "from pipeline.config.root import Config\n"
@@ -444,12 +445,12 @@ def test_the_perceptron_finds_what_no_plane_parts() -> None:
     x[:, :2] += 2 * corner - 1
     units, parts = units_of(y), thirds(300)
     known: Any = {"train": parts["train"], "val": parts["val"]}
-    settings = MlpSettings(hidden=16, decays=(0.01,), epochs=30, rate=1e-2)
+    settings = MlpSettings(hidden=16, decays=(0.01,), epochs=12, rate=1e-2)
     state = torch.random.get_rng_state()
     model = mlp.HEAD.fit(FitInput(x, units, known, settings))
     (said,) = mlp.HEAD.predict(model, x, parts["test"]).predictions
     assert roc_auc_score(y[parts["test"]], said.proba[:, 1]) > 0.97
-    assert said.setting["epochs"] <= 30
+    assert said.setting["epochs"] <= 12
     # By a plane it is chance.
     plane = probe.HEAD.fit(FitInput(x, units, known, ProbeSettings(steps=3)))
     (flat,) = probe.HEAD.predict(plane, x, parts["test"]).predictions

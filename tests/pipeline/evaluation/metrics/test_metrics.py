@@ -49,6 +49,12 @@ def interval(metric: Metric) -> tuple[float, float]:
     return metric.low, metric.high
 
 
+@pytest.fixture
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw patients anew less often, for what is said of many intervals."""
+    monkeypatch.setattr(bootstrap, "DRAWS", 500)
+
+
 def softmax(z: NDArray[Any]) -> NDArray[np.float64]:
     odds = np.exp(z - z.max(axis=1, keepdims=True))
     return np.asarray(odds / odds.sum(axis=1, keepdims=True))
@@ -140,6 +146,7 @@ def test_the_interval_is_a_plain_bootstrap_over_patients() -> None:
     assert got == pytest.approx((low, high), abs=0.01)
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_an_interval_of_few_patients_covers_as_one_of_many() -> None:
     rng = np.random.default_rng(21)
     truth = 0.76024994  # of N(1, 1) above N(0, 1): Phi(1 / sqrt 2)
@@ -183,6 +190,7 @@ def test_repeating_a_patients_images_does_not_narrow_the_interval() -> None:
     assert width[1] == pytest.approx(width[0], rel=0.02)
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_intervals_cover_a_known_truth_about_95_times_in_100() -> None:
     rng = np.random.default_rng(6)
     truth = 0.76024994  # of N(1, 1) above N(0, 1): Phi(1 / sqrt 2)
@@ -208,6 +216,7 @@ def test_calibration_error_is_guos_sum_over_bins() -> None:
     assert overall["ece"].value == pytest.approx(expected)
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_the_interval_of_ece_keeps_the_calibrated_and_leaves_out_the_overconfident() -> None:
     rng = np.random.default_rng(19)
     kept = left_out = 0

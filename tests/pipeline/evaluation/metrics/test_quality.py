@@ -67,7 +67,7 @@ def separable(seed: int) -> tuple[NDArray[np.float32], Units, dict[Any, NDArray[
     ("name", "settings"),
     [
         ("probe", {"steps": 12}),
-        ("efficiency", {"steps": 12, "shots": [4], "draws": 2}),
+        ("efficiency", {"steps": 6, "shots": [4], "draws": 2}),
         ("linear", {"features": "cls", "epochs": 30, "batch": 32}),
         ("attention", {"epochs": 12, "hidden": 16}),
     ],

@@ -196,7 +196,7 @@ def test_a_cluster_whose_scheduler_is_lost_and_a_part_that_nobody_can_write(
 ) -> None:
     path = unwritable(alone, 7, tmp_path)
     store = FeatureStore.open(path)
-    with Dask(tmp_path, workers=2, cost_s=0.1) as cluster:
+    with Dask(tmp_path, workers=2, cost_s=0.05) as cluster:
         run = extraction(config, path, "--scheduler", cluster.address)
         until(lambda: len(committed(store)) >= 2)
         cluster.kill_scheduler()
