@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,11 +34,12 @@ from pipeline.extraction.distributed.shards import (
     rules_of,
 )
 from pipeline.extraction.distributed.tasks import EmbedResult, Work, forget_failures
-from pipeline.extraction.embed import BadLimit, Progress, Speed, load_network
+from pipeline.extraction.embed import BadLimit, Load, Progress, Speed, load_network
 from pipeline.extraction.recipes import check_levels, locate_weights, open_store, recipe_with
 from pipeline.extraction.selection import left_out_folders, set_aside
 from pipeline.extraction.sync import Look, update_tables
 from pipeline.inference.speed import cores, sleep_while_waiting
+from pipeline.io.pool import start_reader
 from pipeline.outlook import Outlook, log_outlook, outlook_of
 from pipeline.recipe import Recipe, recipe_of
 from pipeline.shared.interruption import leaving_behind
@@ -132,8 +134,8 @@ def _extract(
     recipe = recipe_with(config, weights)
     checkpoint = Checkpoint.of(config.backbone.name, weights)
     # A store whose network cannot be loaded would be in the way of the next try.
-    load = functools.partial(_try_network, recipe, checkpoint)
-    store = open_store(config, recipe, load)
+    tried = _TriedNetwork(recipe, checkpoint, where)
+    store = open_store(config, recipe, functools.partial(tried.load, speed.device))
     # What an earlier run left half done comes first: a look that finds nothing new writes nothing.
     store.recover()
     work = Work(
@@ -144,7 +146,7 @@ def _extract(
         speed=speed,
         stamp=checkpoint.stamp,
     )
-    run = _ExtractRun(config, store, work, progress, max_bad, rehash, ahead)
+    run = _ExtractRun(config, store, work, progress, max_bad, rehash, ahead, tried.again)
     match where:
         case Shard():
             result = run.as_shard(where)
@@ -158,10 +160,37 @@ def _extract(
     return _summary(run, result, recipe.weights, started)
 
 
-def _try_network(recipe: Recipe, checkpoint: Checkpoint) -> None:
-    """Load the network once, and drop it. Raises WeightsError."""
-    sleep_while_waiting()  # before torch is imported
-    load_network(recipe, checkpoint, Speed("cpu"))
+class _TriedNetwork:
+    """The network that a new store is to have, loaded for the try and, on a CPU, for the run too.
+
+    where: by whom the store is filled. What another process or a card is to run is let go of.
+    """
+
+    def __init__(
+        self, recipe: Recipe, checkpoint: Checkpoint, where: Shard | Processes | Cluster
+    ) -> None:
+        self._recipe = recipe
+        self._checkpoint = checkpoint
+        self._is_local = isinstance(where, Processes) and (where.count or 1) == 1
+        self._network: Any = None
+
+    def load(self, device: str) -> None:
+        """Load the network on the CPU; device: of the run. Raises DeviceError, WeightsError."""
+        start_reader()  # for the look at the folder, which comes next
+        sleep_while_waiting()  # before torch is imported
+        from pipeline.shared.devices import pick_device
+
+        network = load_network(self._recipe, self._checkpoint, Speed("cpu"))
+        if self._is_local and pick_device(device) == "cpu":
+            self._network = network
+
+    def again(self, recipe: Recipe, checkpoint: Checkpoint, speed: Speed) -> Any:
+        """Return the network for the run: the one that was tried, once. Raises WeightsError."""
+        network = self._network
+        self._network = None
+        if network is None or speed.compiled:
+            network = load_network(recipe, checkpoint, speed)
+        return network
 
 
 def _summary(run: _ExtractRun, result: _RunResult, weights: str, started: float) -> Summary:
@@ -242,7 +271,8 @@ class _RunResult:
 class _ExtractRun:
     """One run of `extract`: a look at the collection, then what is missing, in one of three ways.
 
-    notes: what its look says of the config. look_s, embed_s: the seconds that both took.
+    load: gives the network where this process alone embeds. notes: what its look says of the
+    config. look_s, embed_s: the seconds that both took.
     """
 
     config: Config
@@ -252,6 +282,7 @@ class _ExtractRun:
     max_bad: float
     rehash: bool
     ahead: Callable[[Outlook], None]
+    load: Load
     notes: tuple[str, ...] = ()
     look_s: float = 0.0
     embed_s: float = 0.0
@@ -266,7 +297,7 @@ class _ExtractRun:
             limit = self._limit()
             with leaving_behind(functools.partial(_left_of, self.store, missing)):
                 parts = embed_by_processes(
-                    processes, self.work, self.store, missing, self.progress, limit
+                    processes, self.work, self.store, missing, self.progress, limit, self.load
                 )
             return _RunResult(counts, parts)
 

@@ -33,6 +33,7 @@ from pipeline.extraction.writer import Writer
 from pipeline.inference.speed import Speed as Speed
 from pipeline.inference.speed import sleep_while_waiting
 from pipeline.inference.telemetry import bottleneck, clock, tracing
+from pipeline.io.pool import start_reader
 from pipeline.io.read_queue import open_read_queue
 from pipeline.io.types import FrameRead
 from pipeline.recipe import Recipe, recipe_of
@@ -99,6 +100,8 @@ def embed_missing(
     if not missing:
         return Embedded()
     pa.default_memory_pool().release_unused()  # a look takes more than what comes of it
+    if settings.speed.workers != 0:
+        start_reader()  # while torch is imported
     sleep_while_waiting()  # before torch is imported
     with EmbeddingRun(store, missing, settings) as run:
         run.embed()
@@ -153,6 +156,7 @@ class EmbeddingRun:
                 workers=self.speed.workers or 0,
                 time_limit_s=self.speed.time_limit_s,
                 pin=pinning(self.speed.device),
+                at_once=self.speed.batch_size or 1,
             )
             self._reads = stack.enter_context(contextlib.closing(reads))
             self._opened = stack.pop_all()

@@ -71,8 +71,9 @@ class _Marks:
 class _BatchInFlight:
     """A batch on its way: what to do with its features, once they are there.
 
-    items: whose pixels stay where they are meanwhile, since a GPU may read them there. spent: what
-    it took where it was computed; in a lane, beside so many others.
+    items: whose pixels stay where they are meanwhile, since a GPU may read them there; of a CPU,
+    none: its lane lets go of them. spent: what it took where it was computed; in a lane, beside so
+    many others.
     """
 
     deliver: Callable[[Values], None]
@@ -135,7 +136,7 @@ class Forward:
         seconds: where the time it takes is added. Raises DeviceError where one slice alone is too
         much for the device.
         """
-        batch = _BatchInFlight(deliver, seconds, items)
+        batch = _BatchInFlight(deliver, seconds, items if self._streams is not None else ())
         work = functools.partial(self._compute_in_pieces, items, modalities, batch)
         if self._lanes is None:
             work()

@@ -23,7 +23,7 @@ class IdleWorkers:
         self._timer: threading.Timer | None = None
 
     def take(self) -> Worker | None:
-        """Return one that waits and lives; None where there is none."""
+        """Return one that waits or starts, and lives; None where there is none."""
         with self._lock:
             while self._workers:
                 worker = self._workers.pop()

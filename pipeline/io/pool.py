@@ -34,17 +34,16 @@ from stores.errors import Reason, UnreadableError
 
 # Pixels that may lie in the memory of the workers, all together; and those that may wait for the
 # caller beside them before the workers do.
-_SLOT_BYTES = 2**27
+_SLOT_BYTES = 2**28
 _LEAST_SLOT_BYTES = 2**25  # of one worker: a large batch may wait for a card, and one be read
 _AHEAD_BYTES = 2**27
 _AHEAD_FILES = 64  # a worker
-# Room in a worker's row of files, in frames, from which on it is given more.
-_REFILL_FRAMES = 8
 # Each look at what has come costs, and each waking of the caller. So messages gather until a look
-# takes so many of them, and never for longer than these seconds.
-_GATHERED = range(4, 9)
+# takes a quarter to a half of the results that the caller takes at once, and for each of these no
+# longer than so many seconds. A worker has as many frames before it: it works meanwhile.
+_AT_ONCE = range(16, 65)
 _SHORTEST_S = 0.004
-_LONGEST_S = 0.05
+_PATIENCE_S = 0.003
 _DIGEST_BYTES = 32
 # Processes that may be killed from outside as they start before the run gives up.
 _KILLED_STARTS = 5
@@ -92,6 +91,17 @@ def _header(values: dict[str, Any]) -> Header:
     return Header(**fields)
 
 
+def start_reader() -> None:
+    """Have a worker start for the next pool, unless one waits: its caller has something to do."""
+    worker = IDLE.take() or _new_worker(1)
+    IDLE.put(worker)
+
+
+def _new_worker(width: int) -> Worker:
+    """Begin a worker, one of so many."""
+    return Worker(max(_SLOT_BYTES // width, _LEAST_SLOT_BYTES))
+
+
 class WorkerPool:
     """Workers, and the thread that assigns them files and collects what they send.
 
@@ -106,9 +116,14 @@ class WorkerPool:
         workers: int,
         time_limit_s: float,
         pin: Pin | None = None,
+        at_once: int = 1,
     ) -> None:
-        """pin: has a card read the memory in which pixels lie."""
+        """pin: has a card read the memory in which pixels lie.
+
+        at_once: of how many results the caller makes something together, as of a batch.
+        """
         self.pin = pin
+        self.at_once = min(max(at_once, _AT_ONCE.start), _AT_ONCE.stop - 1)
         self.root = root
         self.plane = plane
         self.time_limit_s = time_limit_s
@@ -142,8 +157,11 @@ class WorkerPool:
     def submit(self, task: FileTask) -> None:
         """Take on a task."""
         self.in_flight += 1
+        # With others before it, the thread comes back for it once the workers have room.
+        is_first = not self.submitted
         self.submitted.append(task)
-        self._wake()
+        if is_first:
+            self._wake()
 
     def next_result(self) -> Result:
         """Wait for the next result and return it. Raises what ended the pool's thread."""
@@ -216,10 +234,11 @@ class WorkerPool:
             worker = self._idle_worker()
             if worker is None:
                 break
-            self._start(worker, self._begin(worker.room(), at_least=1))
+            self._start(worker, self._begin(worker.room(self.at_once), at_least=1))
         for worker in self.workers:
-            if worker.ready and worker.room() >= _REFILL_FRAMES:
-                self._start(worker, self._begin(worker.room(), at_least=0))
+            room = worker.room(self.at_once)
+            if worker.ready and room >= self.at_once // 2:
+                self._start(worker, self._begin(room, at_least=0))
 
     def _begin(self, room: int, at_least: int) -> list[FileTask]:
         """Return the next tasks for one worker, which has room for so many frames.
@@ -248,28 +267,32 @@ class WorkerPool:
                 self._remove(worker)
         if len(self.workers) == self.width:
             return None
-        kept = IDLE.take()
-        # A new one is idle once it says that it is ready.
-        worker = kept or Worker(max(_SLOT_BYTES // self.width, _LEAST_SLOT_BYTES))
+        worker = IDLE.take() or _new_worker(self.width)
         if self.pin is not None and worker.slots is not None:
             worker.slots.pin(self.pin)
         self.workers.append(worker)
         self.selector.register(worker.wire, selectors.EVENT_READ, worker)
-        return kept
+        return worker if worker.ready else None  # it will say when it is
 
     def _gather(self, messages: int) -> None:
         """Pause, longer where the last look took few messages; not where few are to come."""
-        if messages < _GATHERED.start:
-            self.pause_s = min(2 * self.pause_s, _LONGEST_S)
-        elif messages not in _GATHERED:
+        few = self.at_once // 4
+        if messages < few:
+            self.pause_s = min(2 * self.pause_s, self.at_once * _PATIENCE_S)
+        elif messages > 2 * few:
             self.pause_s = max(self.pause_s / 2, _SHORTEST_S)
-        if sum(worker.frames_to_come() for worker in self.workers) >= _GATHERED.start:
+        # Workers whose pixels found no slot wait until somebody listens.
+        if self.bytes_waiting:
+            return
+        if sum(worker.frames_to_come() for worker in self.workers) >= few:
             self.stop.wait(self.pause_s)
 
     def _listen(self) -> int:
         """Take the messages that have come, waiting for the first; return how many."""
         messages = 0
         for key in self._readable():
+            if messages and self._is_full():
+                break  # who has sent something else is listened to once there is room
             worker: Worker | None = key.data
             if worker is None:
                 self.heard.recv(4096)

@@ -30,8 +30,6 @@ _ENVIRONMENT = {
 }
 # Files after which a worker makes room for a fresh one: C decoders leak.
 _FILES_A_WORKER = 2000
-# Frames that a worker may have before it, so that it need not wait for its parent between files.
-_FRAMES_AHEAD = 16
 
 
 @dataclass
@@ -115,18 +113,18 @@ class Worker:
         except OSError:
             return  # it died idle; the closed connection is noticed when it is listened to
 
-    def room(self) -> int:
-        """Return how many frames may be handed over beyond those that are still to come."""
-        return min(_FRAMES_AHEAD - self.frames_to_come(), _FILES_A_WORKER - self.files)
+    def room(self, ahead: int) -> int:
+        """Return how many frames may be handed over, where so many may be to come."""
+        return min(ahead - self.frames_to_come(), _FILES_A_WORKER - self.files)
 
     def frames_to_come(self) -> int:
         """Return how many frames of the files before it have not come."""
         return sum(task.frames_to_come() for task in self.tasks)
 
     def is_usable(self) -> bool:
-        """Return whether it waits for a file, lives, and has not read too many."""
-        waits = self.ready and not self.tasks
-        return waits and self.files < _FILES_A_WORKER and self.process.poll() is None
+        """Return whether it starts or waits for a file, lives, and has not read too many."""
+        has_room = not self.tasks and self.files < _FILES_A_WORKER
+        return has_room and self.process.poll() is None
 
     def close(self) -> int:
         """End the process at once and return its exit code."""

@@ -53,16 +53,18 @@ def open_read_queue(
     workers: int = 1,
     time_limit_s: float = 60.0,
     pin: Pin | None = None,
+    at_once: int = 1,
 ) -> ReadQueue:
     """Return a queue whose files are read by so many processes; to be closed.
 
     workers: 0 reads in this process, a file when its first frame is taken out, without protection
     from files that crash or never end. time_limit_s: decoding time of one file. pin: has a card
-    read the memory in which the processes leave pixels.
+    read the memory in which the processes leave pixels. at_once: of how many frames the caller
+    makes a batch.
     """
     if workers == 0:
         return InlineReadQueue(root, plane)
-    return PooledReadQueue(WorkerPool(root, plane, workers, time_limit_s, pin))
+    return PooledReadQueue(WorkerPool(root, plane, workers, time_limit_s, pin, at_once))
 
 
 class InlineReadQueue:

@@ -1,8 +1,9 @@
 """Shared memory in which a reading process leaves pixels, so that its parent need not copy them.
 
 Each process has memory of its own, which its parent made and sealed: it cannot shrink beneath the
-parent's hands. The process alone gives out slots, in a ring, and its parent alone takes them back,
-each once nothing refers to its pixels any more; so none is lost with a process that is killed: its
+parent's hands. The process alone gives out slots, the first room that is large enough, so that no
+more of the memory is ever touched than waits at a time; and its parent alone takes them back, each
+once nothing refers to its pixels any more. So none is lost with a process that is killed: its
 memory goes with the last pixels in it. Pixels for which there is no room travel by the socket.
 
     flags (2**12 bytes: 0 free, 1 taken) | pixels, seal | pixels, seal | ...
@@ -19,7 +20,6 @@ import fcntl
 import math
 import mmap
 import os
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -109,16 +109,15 @@ class SlotWriter:
 
     def __init__(self, fd: int) -> None:
         self._bytes = mmap.mmap(fd, 0)
-        self._taken: deque[tuple[int, int, int]] = deque()  # number, start, end; oldest first
+        self._taken: list[tuple[int, int, int]] = []  # start, end, number; by their start
         self._next = 0  # the number of the next slot
 
     def put(self, pixels: NDArray[Any]) -> dict[str, int] | None:
         """Leave pixels in a slot; return what tells the parent where, or None: there is no room."""
-        while self._taken and not self._bytes[self._taken[0][0]]:
-            self._taken.popleft()
+        self._taken = [slot for slot in self._taken if self._bytes[slot[2]]]
         size = pixels.nbytes + len(_SEAL)
-        start = self._room(size)
-        if start is None or self._bytes[self._next]:
+        place, start = self._room(size)
+        if start + size > len(self._bytes) or self._bytes[self._next]:
             return None
         number = self._next
         end = start + pixels.nbytes
@@ -126,19 +125,15 @@ class SlotWriter:
         room[:] = pixels.ravel()
         self._bytes[end : start + size] = _SEAL
         self._bytes[number] = 1
-        self._taken.append((number, start, start + size))
+        self._taken.insert(place, (start, start + size, number))
         self._next = (number + 1) % _FLAGS
         return {"slot": number, "at": start}
 
-    def _room(self, size: int) -> int | None:
-        """Return where so many bytes are free: behind the newest slot, or again from the front."""
-        if not self._taken:
-            return _FLAGS if _FLAGS + size <= len(self._bytes) else None
-        _, oldest, _ = self._taken[0]
-        _, newest, end = self._taken[-1]
-        start = -(-end // _ALIGNED) * _ALIGNED
-        if newest >= oldest:
-            if start + size <= len(self._bytes):
-                return start
-            start = _FLAGS
-        return start if start + size <= oldest else None
+    def _room(self, size: int) -> tuple[int, int]:
+        """Return where so many bytes are free: before which of the taken slots, and from where."""
+        start = _FLAGS
+        for place, (taken, end, _) in enumerate(self._taken):
+            if start + size <= taken:
+                return place, start
+            start = -(-end // _ALIGNED) * _ALIGNED
+        return len(self._taken), start

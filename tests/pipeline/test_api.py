@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 
 from pipeline import api
+from pipeline.extraction.embed import load_network
 from pipeline.shared.versions import UNKNOWN, version_of
 from stores.errors import ConfigError, PartsFailedError, StoreNotFoundError, WeightsError
 from tests.phantoms import volume, write_png, write_series
@@ -142,6 +144,22 @@ def test_a_store_is_made_once_its_network_has_loaded(
     with pytest.raises(WeightsError):
         api.extract(again)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_network_of_a_new_store_is_loaded_once(
+    config: api.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[Any] = []
+
+    def load(*request: Any) -> Any:
+        loaded.append(load_network(*request))
+        return loaded[-1]
+
+    monkeypatch.setattr("pipeline.extract.load_network", load)
+    again = config.model_copy(update={"store": tmp_path / "new"})
+    assert api.extract(again).embedded == 17
+    assert len(loaded) == 1
+    np.testing.assert_array_equal(api.features(again.store)[0], api.features(config.store)[0])
 
 
 def test_a_package_that_is_not_installed_has_a_version_all_the_same() -> None:

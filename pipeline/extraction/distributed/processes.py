@@ -30,7 +30,7 @@ from pipeline.extraction.distributed.tasks import (
     live_slices,
     tally,
 )
-from pipeline.extraction.embed import BadLimit, Progress
+from pipeline.extraction.embed import BadLimit, Load, Progress, load_network
 from pipeline.inference.speed import Speed, cores
 from pipeline.inference.telemetry import processes_a_card
 from pipeline.shared.interruption import end_in_order
@@ -64,16 +64,18 @@ def embed_by_processes(
     parts: Sequence[PartRange],
     progress: Progress,
     limit: BadLimit,
+    load: Load = load_network,
 ) -> EmbedResult:
     """Embed the parts on the devices that work.speed.device names (`cuda`: all GPUs).
 
+    load: gives the network where this process alone embeds.
     Returns what was added meanwhile (by the receipts), and the parts that failed with why.
     """
     works: Sequence[Work] = _work_by_process(work, processes.count)
     few = parts[: min(len(parts) // _MEASURED_OF, _MEASURED)]
     is_measured = processes.count is None and few and _card_of(works[0])
     if len(works) == 1 and not is_measured:
-        return embed_locally(works[0], store, parts, progress, limit)
+        return embed_locally(works[0], store, parts, progress, limit, load)
     limit.check()
     slices = live_slices(store)
     progress.plan(sum(slices[part.index] for part in parts))

@@ -125,25 +125,32 @@ def embed_locally(
     parts: Sequence[PartRange],
     progress: Progress,
     limit: BadLimit,
+    load: Load = load_network,
 ) -> EmbedResult:
     """Embed the parts in this process; a part that fails is named and left out.
 
     Raises what would meet every part alike, which is also what fails for MAX_FAILURES_IN_A_ROW
     parts in a row.
     """
-    return _LocalRun(work, store, progress, limit).embed(parts)
+    return _LocalRun(work, store, progress, limit, load).embed(parts)
 
 
 class _LocalRun:
     """One run in this process: parts together as long as that works, else one by one."""
 
     def __init__(
-        self, work: Work, store: FeatureStore, progress: Progress, limit: BadLimit
+        self,
+        work: Work,
+        store: FeatureStore,
+        progress: Progress,
+        limit: BadLimit,
+        load: Load,
     ) -> None:
         self._work = work
         self._store = store
         self._progress = progress
         self._limit = limit
+        self._load = load
         self._embedded = Embedded()
         self._failed: dict[int, str] = {}
         self._failures_in_a_row = 0
@@ -166,7 +173,7 @@ class _LocalRun:
         return EmbedResult(self._embedded, self._failed)
 
     def _embed(self, parts: Sequence[PartRange]) -> None:
-        more = embed(self._work, self._store, parts, self._progress, self._limit)
+        more = embed(self._work, self._store, parts, self._progress, self._limit, self._load)
         self._embedded = add(self._embedded, more)
 
     def _count_committed(self, parts: list[PartRange]) -> list[PartRange]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.io.idle import IDLE
+from pipeline.io.pool import start_reader
 from pipeline.io.process import FileTask, Worker
 from pipeline.io.reader import read_files
 from pipeline.io.types import Request
@@ -44,6 +45,14 @@ def test_the_next_pool_reads_by_the_process_of_the_last(tmp_path, monkeypatch):
     _read(tmp_path / "one")
     monkeypatch.setattr("pipeline.io.pool.Worker", None)  # a new one cannot begin
     _read(tmp_path / "two")
+
+
+def test_one_that_starts_before_its_pool_is_the_one_that_reads(tmp_path, monkeypatch):
+    phantoms.write_png(tmp_path / "a.png", GREY)
+    start_reader()
+    monkeypatch.setattr("pipeline.io.pool.Worker", None)
+    start_reader()  # one is there
+    _read(tmp_path)
 
 
 def test_it_finds_files_from_another_folder_than_it_started_in(tmp_path, monkeypatch):

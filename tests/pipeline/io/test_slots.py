@@ -91,6 +91,18 @@ def test_a_view_keeps_its_slot(memory):
     assert not _left(memory)
 
 
+def test_no_more_of_the_memory_is_touched_than_waits_at_a_time(memory):
+    writer = SlotWriter(memory.fd)
+    held: list[np.ndarray] = []
+    ends: list[int] = []
+    for k in range(100):
+        pixels = _pixels(k, 100 + k % 2)
+        place = writer.put(pixels)
+        held = [*held[-2:], _come(memory, place, pixels)]
+        ends.append(place["at"] + pixels.nbytes)
+    assert max(ends) < 4096 + 5 * (101**2 + 100)
+
+
 def test_what_has_no_room_is_refused(memory):
     writer = SlotWriter(memory.fd)
     assert writer.put(np.zeros(MIB, np.uint8)) is None
