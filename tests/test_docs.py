@@ -25,7 +25,7 @@ from pipeline.extract import extract
 from pipeline.extraction.embed import Speed
 from tests.phantoms import volume, write_png, write_series
 from tests.pipeline.models import write_tiny_folder
-from tests.pipeline.processes import COMMAND
+from tests.pipeline.processes import OFTEN, environment
 from tests.warm import interpreter
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -163,11 +163,10 @@ def test_many_machines(tmp_path: Path, network: Path) -> None:
     (tmp_path / "my.yaml").write_text(with_network(yaml.safe_dump(settings), network))
     shards, *others = blocks("scale.md", "sh")
     at_once = " & ".join(shards.splitlines())
-    code = shlex.join([interpreter(), "-c", COMMAND])
+    code = shlex.join([interpreter(), "-c", OFTEN])
     script = f'set -e; radprobe() {{ {code} "$@"; }}; {at_once} & wait\n' + "".join(others)
-    environment = {**os.environ, "PYTHONPATH": str(DOCS.parent), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
+        ["bash", "-c", script], cwd=tmp_path, env=environment(), capture_output=True, text=True
     )
     assert done.returncode == 0, (done.stdout, done.stderr)
     assert "20 of 20 slices done, in 5 of 5 parts." in done.stdout

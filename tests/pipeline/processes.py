@@ -26,7 +26,8 @@ ROOT = Path(__file__).parents[2]
 SLOW = "tests.pipeline.slow"
 _PAUSE_S = 0.3  # before a worker that ended is started again
 COMMAND = "from pipeline.cli import main; main()"
-_SLOWLY = f"import {SLOW}; {COMMAND}"
+# It looks often at what the others do, and is as slow as its environment says.
+OFTEN = f"import {SLOW}; {COMMAND}"
 # What the environment says of dask was read in another process, which this one was forked from.
 _DASK = "import dask, runpy; dask.config.refresh(); runpy.run_module('{}', run_name='__main__')"
 _started: list[WarmProcess] = []
@@ -68,7 +69,7 @@ def extraction(
     arguments = ["extract", str(config), "--store", str(store), "--device", "cpu", "--json"]
     arguments += ["--batch-size", "4", "--workers", "1", *options]
     slowed = environment(cost_s, sync_s, stalled, hold)
-    process = WarmProcess(_SLOWLY, *arguments, environment=slowed)
+    process = WarmProcess(OFTEN, *arguments, environment=slowed)
     _started.append(process)
     return process
 

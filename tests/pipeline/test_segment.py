@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -199,8 +200,8 @@ def test_fits_widen_an_interval_and_leave_the_value() -> None:
 # --- the flow ------------------------------------------------------------------------------
 
 
-def write_volumes(root: Path) -> Config:
-    """Write a NIfTI volume of each of six patients, bright where the mask is; return the config."""
+def write_volumes(root: Path) -> None:
+    """Write a NIfTI volume of each of six patients, bright where the mask is."""
     for name in ("images", "masks"):
         (root / name).mkdir()
     affine = np.array([[0, -0.8, 0, 9], [0.7, 0, 0, -4], [0, 0, 2.5, 30], [0, 0, 0, 1.0]])
@@ -212,14 +213,46 @@ def write_volumes(root: Path) -> Config:
         voxels = (1000.0 * mask + rng.normal(0, 30, mask.shape)).astype(np.int16)
         nib.save(nib.Nifti1Image(voxels, affine), root / "images" / f"p{i}.nii.gz")
         nib.save(nib.Nifti1Image(mask, affine), root / "masks" / f"p{i}.nii.gz")
+
+
+def volumes_config(root: Path) -> Config:
     organ: dict[str, Any] = {"files": {"**": "{name}"}, "values": "organ"}
     heads = {"near": {"method": "knn", "k": [1], "shots": [1, 99], "draws": 6}}
     return config_of(root, masks={"organ": organ}, segment=heads)
 
 
-def test_volumes_are_segmented_filed_and_written_in_their_own_space(tmp_path: Path) -> None:
-    config = write_volumes(tmp_path)
-    token_store(config)
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with volumes, their masks, and their store."""
+    root = tmp_path_factory.mktemp("made")
+    write_volumes(root)
+    token_store(volumes_config(root))
+    return root
+
+
+@pytest.fixture(scope="module")
+def made_and_answered(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = shutil.copytree(made, tmp_path_factory.mktemp("answered"), dirs_exist_ok=True)
+    segment(volumes_config(root))
+    return root
+
+
+@pytest.fixture
+def config(made: Path, tmp_path: Path) -> Config:
+    """Return the config of a copy of `made`."""
+    return volumes_config(shutil.copytree(made, tmp_path, dirs_exist_ok=True))
+
+
+@pytest.fixture
+def answered(made_and_answered: Path, tmp_path: Path) -> Config:
+    """Return the config of a copy of `made` that is answered."""
+    return volumes_config(shutil.copytree(made_and_answered, tmp_path, dirs_exist_ok=True))
+
+
+def test_volumes_are_segmented_filed_and_written_in_their_own_space(
+    answered: Config, tmp_path: Path
+) -> None:
+    config = answered
     (answer,) = segment(config)
     few, whole = answer.scores
     assert few.setting == {"patients": 1, "draws": 6}
@@ -253,13 +286,11 @@ def test_volumes_are_segmented_filed_and_written_in_their_own_space(tmp_path: Pa
         write_predictions(config, tmp_path / "out")
 
 
-def test_a_new_head_is_a_module_and_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_head_is_a_module_and_a_line(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is a method of the config, is scored and filed, and says what it has seen."""
     module = "tests.pipeline.segmentation.largest_structure"
     monkeypatch.setitem(SEGMENTATION_HEADS, "largest", SegmentationHead(module, ("images",)))
-    config = write_volumes(tmp_path)
     config = config.model_copy(update={"segment": {"all": Segment(method="largest")}})
-    token_store(config)
     (answer,) = segment(config)
     assert (answer.head, answer.method) == ("all", "largest")
     assert "all pixels are of one structure" in answer.notes
@@ -269,9 +300,7 @@ def test_a_new_head_is_a_module_and_a_line(tmp_path: Path, monkeypatch: pytest.M
     assert segment(config)[0].cached
 
 
-def test_a_device_is_taken_and_is_no_part_of_an_answer(tmp_path: Path) -> None:
-    config = write_volumes(tmp_path)
-    token_store(config)
+def test_a_device_is_taken_and_is_no_part_of_an_answer(config: Config, tmp_path: Path) -> None:
     linear = {"method": "linear", "epochs": 1, "learning_rates": [0.1]}
     content = config.model_dump(mode="json") | {"segment": {"lin": linear}}
     file = tmp_path / "config.yaml"
@@ -287,8 +316,7 @@ def test_a_device_is_taken_and_is_no_part_of_an_answer(tmp_path: Path) -> None:
     assert again.provenance.key == answer["provenance"]["key"]
 
 
-def test_what_is_not_defined_is_said(tmp_path: Path) -> None:
-    config = write_volumes(tmp_path)
+def test_what_is_not_defined_is_said(config: Config, tmp_path: Path) -> None:
     for i in range(6):  # a speck that no neighbour draws, and a structure that nobody has
         path = tmp_path / "masks" / f"p{i}.nii.gz"
         image = nib.load(path)
@@ -297,7 +325,6 @@ def test_what_is_not_defined_is_said(tmp_path: Path) -> None:
         nib.save(nib.Nifti1Image(mask, image.affine), path)
     organ = config.masks["organ"].model_copy(update={"values": {1: "organ", 2: "speck", 3: "none"}})
     config = config.model_copy(update={"masks": {"organ": organ}})
-    token_store(config)
     (answer,) = segment(config)
     times = f"{answer.counts['test'].units} of {answer.counts['test'].units} times"
     assert (
@@ -357,9 +384,8 @@ def check_tables(config: Config, answer: Segmented) -> None:
     assert few.dice.mean() == pytest.approx(answer.scores[0].metrics["dice"].value)
 
 
-def test_what_cannot_be_written_is_counted_and_named(tmp_path: Path) -> None:
-    config = write_volumes(tmp_path)
-    token_store(config)
+def test_what_cannot_be_written_is_counted_and_named(answered: Config, tmp_path: Path) -> None:
+    config = answered
     (answer,) = segment(config)
     cases = SegmentationCases.of(config, "organ")
     rows = sorted(read_predicted(cases, "near"))
@@ -372,9 +398,8 @@ def test_what_cannot_be_written_is_counted_and_named(tmp_path: Path) -> None:
     assert sum(path.name.endswith(".nii.gz") for path in written) == answer.counts["test"].units - 1
 
 
-def test_predicted_masks_that_lack_a_slice_are_corrupt(tmp_path: Path) -> None:
-    config = write_volumes(tmp_path)
-    token_store(config)
+def test_predicted_masks_that_lack_a_slice_are_corrupt(answered: Config, tmp_path: Path) -> None:
+    config = answered
     segment(config)
     cases = SegmentationCases.of(config, "organ")
     path = cases.path("near").with_suffix(".masks.parquet")
@@ -391,9 +416,8 @@ def test_predicted_masks_that_lack_a_slice_are_corrupt(tmp_path: Path) -> None:
         write_predictions(config, tmp_path / "out")
 
 
-def test_heads_stand_side_by_side_in_the_tidy_table(tmp_path: Path) -> None:
-    config = write_volumes(tmp_path)
-    token_store(config)
+def test_heads_stand_side_by_side_in_the_tidy_table(answered: Config) -> None:
+    config = answered
     (answer,) = segment(config)
     other = answer.model_copy(update={"head": "another"})
     write_tidy(config.store, [other])
@@ -403,9 +427,8 @@ def test_heads_stand_side_by_side_in_the_tidy_table(tmp_path: Path) -> None:
     assert [r["method"] for r in rows] == ["another"] * number + ["near"] * number
 
 
-def test_a_changed_mask_is_answered_anew(tmp_path: Path) -> None:
-    config = write_volumes(tmp_path)
-    token_store(config)
+def test_a_changed_mask_is_answered_anew(answered: Config, tmp_path: Path) -> None:
+    config = answered
     first = segment(config)[0]
     path = tmp_path / "masks" / "p0.nii.gz"
     image = nib.load(path)
@@ -429,9 +452,7 @@ def test_a_changed_mask_is_answered_anew(tmp_path: Path) -> None:
     assert example.startswith("p0.nii.gz ")
 
 
-def test_what_cannot_be_asked_is_said(tmp_path: Path) -> None:
-    config = write_volumes(tmp_path)
-    token_store(config)
+def test_what_cannot_be_asked_is_said(config: Config, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nothing to segment"):
         segment(config.model_copy(update={"segment": {}}))
     nameless = config.model_copy(

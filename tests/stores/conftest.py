@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import threading
 import uuid
 from collections.abc import Iterator
@@ -54,12 +55,28 @@ def fill(store: FeatureStore, index: int, seed: int = 0) -> Receipt:
     return receipt
 
 
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the two stores below, which tests get copies of."""
+    folder = tmp_path_factory.mktemp("made")
+    for name in ("empty", "full"):
+        store = FeatureStore.create(folder / name, '{"made": "by hand"}', ARRAYS, 8)
+        store.write_tables(numbered(20), NO_FILES)
+    for index in range(3):
+        fill(store, index)
+    return folder
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> FeatureStore:
+def store(made: Path, tmp_path: Path) -> FeatureStore:
     """Return an empty store of 20 slices in parts of 8."""
-    store = FeatureStore.create(tmp_path / "store", '{"made": "by hand"}', ARRAYS, 8)
-    store.write_tables(numbered(20), NO_FILES)
-    return store
+    return FeatureStore.open(Path(shutil.copytree(made / "empty", tmp_path / "store")))
+
+
+@pytest.fixture
+def full(made: Path, tmp_path: Path) -> FeatureStore:
+    """Return such a store whose three parts are committed; row 20 on is no slice."""
+    return FeatureStore.open(Path(shutil.copytree(made / "full", tmp_path / "store")))
 
 
 @pytest.fixture(scope="session")

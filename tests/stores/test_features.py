@@ -31,15 +31,13 @@ from tests.stores.conftest import ARRAYS, NO_FILES, fill, numbered, slice_table
 from tests.warm import WarmProcess
 
 
-def test_what_was_written_is_read_in_the_order_asked(store: FeatureStore) -> None:
-    for index in range(3):
-        fill(store, index)
-    plain = zarr.open_group(store.path / "features.zarr", mode="r")
+def test_what_was_written_is_read_in_the_order_asked(full: FeatureStore) -> None:
+    plain = zarr.open_group(full.path / "features.zarr", mode="r")
     whole = np.asarray(plain["cls"][:])
     rows = [17, 0, 3, 3, 9]
-    assert np.array_equal(store.read("cls", rows), whole[rows])
-    assert store.read("cls", []).shape == (0, 4, 6)
-    assert np.array_equal(store.read("mean"), np.asarray(plain["mean"][:]), equal_nan=True)
+    assert np.array_equal(full.read("cls", rows), whole[rows])
+    assert full.read("cls", []).shape == (0, 4, 6)
+    assert np.array_equal(full.read("mean"), np.asarray(plain["mean"][:]), equal_nan=True)
 
 
 def test_only_parts_with_slices_are_missing_and_a_receipt_ends_that(store: FeatureStore) -> None:
@@ -215,18 +213,16 @@ def test_a_committed_part_is_never_written_again(store: FeatureStore) -> None:
     assert store.claim(part) is None
 
 
-def test_an_append_rewrites_no_chunk_and_leaves_rows_between_void(store: FeatureStore) -> None:
-    for index in range(3):
-        fill(store, index)
-    chunks = {p: p.stat().st_mtime_ns for p in (store.path / "features.zarr").rglob("c/*")}
-    start = store.layout.next_boundary(20)
+def test_an_append_rewrites_no_chunk_and_leaves_rows_between_void(full: FeatureStore) -> None:
+    chunks = {p: p.stat().st_mtime_ns for p in (full.path / "features.zarr").rglob("c/*")}
+    start = full.layout.next_boundary(20)
     names = [(i, f"f{i}") for i in range(20)] + [(start, "new")]
-    store.write_tables(slice_table(names), NO_FILES)
-    assert [part.index for part in store.missing()] == [3]
-    fill(store, 3)
+    full.write_tables(slice_table(names), NO_FILES)
+    assert [part.index for part in full.missing()] == [3]
+    fill(full, 3)
     for path, written in chunks.items():
         assert path.stat().st_mtime_ns == written
-    assert store.status()[start] == 1
+    assert full.status()[start] == 1
 
 
 def test_withdrawn_slices_keep_their_row_and_say_so(store: FeatureStore) -> None:

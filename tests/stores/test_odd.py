@@ -38,7 +38,7 @@ from stores.purge import purge_all, withdraw
 from stores.receipt import receipt_name
 from stores.slices import FILE_SCHEMA, SLICE_SCHEMA, table_bytes
 from stores.verify import repair, verify
-from tests.stores.conftest import fill, numbered, slice_table
+from tests.stores.conftest import numbered, slice_table
 
 Edit = Callable[[Any], Any]
 
@@ -123,16 +123,14 @@ GROUP = "features.zarr/zarr.json"
         ("withdrawn.json", lambda d: {"patients": [""]}),
     ],
 )
-def test_odd_numbers_are_corrupt(store: FeatureStore, name: str, edit: Edit) -> None:
-    for index in range(3):
-        fill(store, index)
-    edit_json(store, name, edit)
+def test_odd_numbers_are_corrupt(full: FeatureStore, name: str, edit: Edit) -> None:
+    edit_json(full, name, edit)
     tracemalloc.start()
     with pytest.raises(CorruptStoreError):
-        use(store.path)
+        use(full.path)
     assert tracemalloc.get_traced_memory()[1] < 2**24
     tracemalloc.stop()
-    assert not verify(store.path).sound
+    assert not verify(full.path).sound
 
 
 def odd_tables() -> dict[str, pa.Table]:
@@ -161,21 +159,19 @@ def test_odd_slice_tables_are_corrupt(store: FeatureStore, odd: str) -> None:
 
 @pytest.mark.parametrize("lacks", ["tags", "series", "path"])
 def test_a_table_of_a_version_before_is_written_anew_with_all_columns(
-    store: FeatureStore, lacks: str
+    full: FeatureStore, lacks: str
 ) -> None:
-    for index in range(3):
-        fill(store, index)
-    put(store, "slices.parquet", table_bytes(numbered(20, patient="p").drop_columns([lacks])))
-    files = store.files().drop_columns(["detail"]).replace_schema_metadata({"rules": "kept"})
-    put(store, "files.parquet", table_bytes(files))
-    assert store.slices([lacks, "row"])[lacks].null_count == 20
-    (piece,) = store.slice_file.between(0, 20, ["row", lacks])
+    put(full, "slices.parquet", table_bytes(numbered(20, patient="p").drop_columns([lacks])))
+    files = full.files().drop_columns(["detail"]).replace_schema_metadata({"rules": "kept"})
+    put(full, "files.parquet", table_bytes(files))
+    assert full.slices([lacks, "row"])[lacks].null_count == 20
+    (piece,) = full.slice_file.between(0, 20, ["row", lacks])
     assert piece[lacks].null_count == 20
-    assert withdraw(store, "p") == 20
-    assert store.slices().schema.names == SLICE_SCHEMA.names
-    assert store.files().schema.names == FILE_SCHEMA.names
-    assert store.files().schema.metadata == {b"rules": b"kept"}
-    assert verify(store.path).sound
+    assert withdraw(full, "p") == 20
+    assert full.slices().schema.names == SLICE_SCHEMA.names
+    assert full.files().schema.names == FILE_SCHEMA.names
+    assert full.files().schema.metadata == {b"rules": b"kept"}
+    assert verify(full.path).sound
 
 
 def test_rows_that_stand_twice_are_corrupt_where_they_are_to_be_written(
@@ -230,14 +226,12 @@ def test_a_table_of_more_rows_than_its_bytes_can_hold_is_not_decoded(store: Feat
         use(store.path)
 
 
-def test_a_path_that_leads_out_of_the_collection_is_damage(store: FeatureStore) -> None:
-    for index in range(3):
-        fill(store, index)
+def test_a_path_that_leads_out_of_the_collection_is_damage(full: FeatureStore) -> None:
     table = numbered(20)
     paths = ["../x.png", "/etc/passwd", *table["path"].to_pylist()[2:]]
     table = table.set_column(1, table.schema.field(1), pa.array(paths))
-    put(store, "slices.parquet", table_bytes(table))
-    assert [f.detail for f in verify(store.path).findings if f.damage] == [
+    put(full, "slices.parquet", table_bytes(table))
+    assert [f.detail for f in verify(full.path).findings if f.damage] == [
         "2 of its paths lead out of the collection"
     ]
 
@@ -258,20 +252,18 @@ def test_a_path_that_leads_out_of_the_collection_is_damage(store: FeatureStore) 
         lambda d: next(iter(d["chunks"].values())).update(sha256="../x"),
     ],
 )
-def test_odd_receipts_are_damage_and_never_a_fault(store: FeatureStore, edit: Edit) -> None:
-    for index in range(3):
-        fill(store, index)
-    path = store.path / receipt_name(0)
+def test_odd_receipts_are_damage_and_never_a_fault(full: FeatureStore, edit: Edit) -> None:
+    path = full.path / receipt_name(0)
     document = unseal(path)
     edit(document)
     path.write_bytes(seal(document))
-    reader = FeatureStore.open(store.path)
+    reader = FeatureStore.open(full.path)
     for read in (reader.status, reader.failures, reader.spent, lambda: reader.read("mean", [0])):
         try:
             read()
         except (CorruptStoreError, KeyError):
             continue
-    assert not verify(store.path).sound
+    assert not verify(full.path).sound
 
 
 @pytest.mark.parametrize("name", [GROUP, MEAN, "withdrawn.json"])
@@ -305,24 +297,22 @@ def nest(folder: Path, depth: int) -> None:
     os.close(place)
 
 
-def test_folders_nested_without_end_are_corrupt(store: FeatureStore, tmp_path: Path) -> None:
-    for index in range(3):
-        fill(store, index)
-    withdraw(store, "p")
+def test_folders_nested_without_end_are_corrupt(full: FeatureStore, tmp_path: Path) -> None:
+    withdraw(full, "p")
     deep = tmp_path / "deep"
     nest(deep, 3000)
     try:
         for name in ("parts", "features.zarr/mean/c", "copies", "runs", "results", "other"):
-            place = store.path / name / ".tmp-x"
+            place = full.path / name / ".tmp-x"
             place.parent.mkdir(exist_ok=True)
             deep.rename(place)
             os.utime(place, (0, 0))
-            use(store.path)  # what it needs is there
-            assert [finding.kind for finding in verify(store.path).findings] == ["odd"]
+            use(full.path)  # what it needs is there
+            assert [finding.kind for finding in verify(full.path).findings] == ["odd"]
             works = (repair, lambda path: purge_all(FeatureStore.open(path), "p"))
             for work in (*works, lambda _, place=place: sweep_temporaries([place])):
                 with pytest.raises(CorruptStoreError, match="more than 32 deep"):
-                    work(store.path)
+                    work(full.path)
             place.rename(deep)
     finally:
         subprocess.run(["rm", "-r", tmp_path], check=True)  # pytest could not
@@ -363,15 +353,13 @@ PLACES = [
 
 @pytest.mark.parametrize("kind", STRANGE)
 def test_what_is_no_file_is_damage_and_holds_nothing_up(
-    store: FeatureStore, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+    full: FeatureStore, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for index in range(3):
-        fill(store, index)
-    shutil.copytree(store.path, tmp_path / "sound")
+    shutil.copytree(full.path, tmp_path / "sound")
     for name in PLACES:
-        shutil.rmtree(store.path)
-        shutil.copytree(tmp_path / "sound", store.path)
-        path = store.path / name
+        shutil.rmtree(full.path)
+        shutil.copytree(tmp_path / "sound", full.path)
+        path = full.path / name
         if path.is_dir():
             if kind == "folder":
                 continue
@@ -385,12 +373,12 @@ def test_what_is_no_file_is_damage_and_holds_nothing_up(
                 read_filed_table(path)
         began = time.monotonic()
         # What is nobody's answer tells of nothing.
-        assert name.startswith("results/") or not verify(store.path).sound, name
+        assert name.startswith("results/") or not verify(full.path).sound, name
         with contextlib.suppress(StoreError):
-            use(store.path)
-            withdraw(FeatureStore.open(store.path), "p")
+            use(full.path)
+            withdraw(FeatureStore.open(full.path), "p")
         with contextlib.suppress(StoreError):
-            repair(store.path)
+            repair(full.path)
         assert time.monotonic() - began < 5, name
 
 
@@ -484,21 +472,19 @@ def test_rows_that_do_not_ascend_are_corrupt(store: FeatureStore) -> None:
 
 @pytest.mark.parametrize("name", ["results", "parts", "splits", "runs"])
 def test_a_folder_that_is_not_to_be_seen_is_no_empty_one(
-    store: FeatureStore, name: str, monkeypatch: pytest.MonkeyPatch
+    full: FeatureStore, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for index in range(3):
-        fill(store, index)
-    withdraw(store, "p")
-    (store.path / name).mkdir(exist_ok=True)
+    withdraw(full, "p")
+    (full.path / name).mkdir(exist_ok=True)
     real = os.scandir
 
     def scandir(path: str | Path) -> Any:
-        if Path(path) == store.path / name:
+        if Path(path) == full.path / name:
             raise PermissionError(13, "Permission denied", str(path))
         return real(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    use = store.fingerprint if name == "parts" else functools.partial(purge_all, store, "p")
+    use = full.fingerprint if name == "parts" else functools.partial(purge_all, full, "p")
     with pytest.raises(CorruptStoreError, match="may not be looked into"):
         use()
-    assert not verify(store.path).sound
+    assert not verify(full.path).sound

@@ -18,13 +18,6 @@ from stores.verify import verify
 from tests.stores.conftest import ARRAYS, NO_FILES, fill, numbered, slice_table
 
 
-@pytest.fixture
-def full(store: FeatureStore) -> FeatureStore:
-    for index in range(3):
-        fill(store, index)
-    return store
-
-
 def test_there_and_back_is_the_same_store(full: FeatureStore, s3_url: str, tmp_path: Path) -> None:
     (full.path.with_name("store.key")).write_text("secret")
     sent = remote.push(full.path, s3_url)

@@ -21,12 +21,10 @@ from tests.stores.conftest import fill, slice_table
 
 
 @pytest.fixture
-def full(store: FeatureStore) -> FeatureStore:
-    """Return a store whose three parts are committed; row 20 on is no slice."""
-    for index in range(3):
-        fill(store, index)
-    write_checked(store.path / "results/knn-1.json", b'{"auroc": 0.9}\n')
-    return store
+def full(full: FeatureStore) -> FeatureStore:
+    """Return a store whose three parts are committed, with an answer."""
+    write_checked(full.path / "results/knn-1.json", b'{"auroc": 0.9}\n')
+    return full
 
 
 def kinds(store: FeatureStore) -> set[str]:

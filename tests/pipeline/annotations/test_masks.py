@@ -519,7 +519,20 @@ def two_lungs(root: Path) -> Config:
     for i, name in enumerate(("p1.png", "p2.png")):
         write_xray(root, name, seed=i)
         write_png(root / "masks" / name, labels_of((40, 30), 2))
+    return lungs_config(root)
+
+
+def lungs_config(root: Path) -> Config:
     return config_of(root, masks={"lungs": {"files": {"**": "{name}"}, "values": "lung"}})
+
+
+@pytest.fixture(scope="module")
+def kept_lungs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with two X-rays, their masks, and a store that has both."""
+    root = tmp_path_factory.mktemp("lungs")
+    config = two_lungs(root)
+    update_masks(config, token_store(config), config.masks["lungs"])
+    return root
 
 
 def test_no_mask_of_a_withdrawn_slice_is_kept(tmp_path: Path) -> None:
@@ -575,10 +588,10 @@ def altered(index: Path, column: str, value: Any) -> None:
     ],
 )
 def test_odd_rows_of_a_strangers_masks_are_read_anew(
-    tmp_path: Path, column: str, value: Any
+    kept_lungs: Path, tmp_path: Path, column: str, value: Any
 ) -> None:
-    config = two_lungs(tmp_path)
-    store = token_store(config)
+    config = lungs_config(shutil.copytree(kept_lungs, tmp_path, dirs_exist_ok=True))
+    store = FeatureStore.open(config.store)
     calm = update_masks(config, store, config.masks["lungs"])
     digest = calm.digest
     (index,) = (store.path / "masks").glob("*.parquet")

@@ -25,7 +25,9 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a file of the official shape of ViT-S/14, of small numbers."""
     file = tmp_path_factory.mktemp("official") / "download.pth"
     shapes = official_shapes(384, 12)
-    torch.save({name: torch.full(shape, 0.01) for name, shape in shapes.items()}, file)
+    torch.save(
+        {name: torch.full(shape, 0.01, dtype=torch.float16) for name, shape in shapes.items()}, file
+    )
     return file
 
 

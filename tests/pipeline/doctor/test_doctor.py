@@ -27,6 +27,7 @@ from pipeline.evaluation.metrics.agreement import icc
 from pipeline.extraction.plan import plan
 from pipeline.extraction.recipes import locate_weights, make_recipe, recipe_with
 from pipeline.inference.throughput import load_throughput
+from pipeline.studies import speed
 from pipeline.studies import stability as views
 from pipeline.studies.compression import WAYS, fidelity
 from pipeline.studies.precision import drift
@@ -159,7 +160,11 @@ def test_a_sample_reads_slices_of_every_kind_of_file(config: Path) -> None:
     assert sample.megabytes > 0
 
 
-def test_bench_measures_what_plan_and_extract_use(config: Path) -> None:
+def test_bench_measures_what_plan_and_extract_use(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, most in {"_MOST_BATCH": 4, "_MOST_PARTS": 2}.items():
+        monkeypatch.setattr(speed, name, most)
     settings = load_config(config)
     lines: list[str] = []
     pace = bench(settings, "cpu", least_s=0.03, compiled=False, report=lines.append)

@@ -28,7 +28,7 @@ from stores import FeatureStore
 from tests.pipeline.collection import config_of, make_store, write_csv
 
 N = 240
-PROBE: dict[str, Any] = {"steps": 12, "features": "cls"}
+PROBE: dict[str, Any] = {"high": 1, "steps": 8, "features": "cls"}
 
 
 def printed(results: list[Result], config: Config | None = None) -> str:

@@ -95,15 +95,30 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_folder(tmp_path_factory.mktemp("models") / "tiny")
 
 
-@pytest.fixture
-def config(tmp_path: Path, network: Path) -> Config:
-    """Return a config over two MR volumes, of which one lies in three parts, and a CT of three."""
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, network: Path) -> Path:
+    """Return a folder with two MR volumes, of which one lies in three parts, a CT, and a store."""
+    root = tmp_path_factory.mktemp("made")
     bright = volume(9, 40, 44) % 700 * np.arange(1, 10)[:, None, None]
-    write_series(tmp_path / "data/a", bright.astype(np.uint16), Modality="MR")
+    write_series(root / "data/a", bright.astype(np.uint16), Modality="MR")
     tags = {"Modality": "MR", "SeriesInstanceUID": "1.2"}
-    write_series(tmp_path / "data/b", bright[:3].astype(np.uint16), **tags)
-    write_series(tmp_path / "data/c", volume(3, 40, 44), SeriesInstanceUID="1.3")
+    write_series(root / "data/b", bright[:3].astype(np.uint16), **tags)
+    write_series(root / "data/c", volume(3, 40, 44), SeriesInstanceUID="1.3")
+    extract(write_config(root, network), HERE)
+    return root
+
+
+@pytest.fixture
+def config(made: Path, tmp_path: Path, network: Path) -> Config:
+    """Return a config over a copy of what was `made`, without its store."""
+    shutil.copytree(made / "data", tmp_path / "data")
     return write_config(tmp_path, network)
+
+
+@pytest.fixture
+def embedded(made: Path, tmp_path: Path, network: Path) -> Config:
+    """Return a config over a copy of what was `made`, its store too."""
+    return write_config(shutil.copytree(made, tmp_path, dirs_exist_ok=True), network)
 
 
 def write_config(folder: Path, network: Path) -> Config:
@@ -155,8 +170,9 @@ def test_slices_are_scaled_by_the_volume_even_across_parts(config: Config, netwo
     assert plan(config).embed == 0
 
 
-def test_images_are_shown_again_as_the_network_saw_them(config: Config) -> None:
-    store = FeatureStore.open(extract(config, HERE).store)
+def test_images_are_shown_again_as_the_network_saw_them(embedded: Config) -> None:
+    config = embedded
+    store = FeatureStore.open(config.store)
     rows = live(store, "a")
     kept = SimpleNamespace(classes=("background", "x"))
     source = StoreSource(config, store, kept)  # type: ignore[arg-type]
@@ -174,8 +190,8 @@ def test_images_are_shown_again_as_the_network_saw_them(config: Config) -> None:
         StoreSource(config, FeatureStore.open(store.path), kept).images(np.array([0]))  # type: ignore[arg-type]
 
 
-def test_runs_that_stopped_and_reading_processes_give_the_same_bits(config: Config) -> None:
-    assert_same_bits_again(config)
+def test_runs_that_stopped_and_reading_processes_give_the_same_bits(embedded: Config) -> None:
+    assert_same_bits_again(embedded)
 
 
 def assert_same_bits_again(config: Config) -> None:
@@ -192,9 +208,9 @@ def assert_same_bits_again(config: Config) -> None:
 
 
 def test_a_volume_that_gains_or_loses_a_slice_is_embedded_anew(
-    config: Config, network: Path, tmp_path: Path
+    embedded: Config, network: Path, tmp_path: Path
 ) -> None:
-    extract(config, HERE)
+    config = embedded
     other = sorted((tmp_path / "data/b").iterdir())[0]
     kept = shutil.move(other, tmp_path / "kept")
     assert {c.why for c in explain(config).changes} == {
@@ -254,9 +270,9 @@ def test_parts_of_one_volume_keep_one_range_whatever_can_be_read_later(config: C
     assert [(f.kind, f.part) for f in verify(store.path).findings] == [("values", 1)]
 
 
-def test_z_scores_by_volume(tmp_path: Path, config: Config) -> None:
+def test_z_scores_by_volume(tmp_path: Path, embedded: Config) -> None:
     rules = Preprocess(mr=ZScore(scope="volume"))
-    other = config.model_copy(update={"preprocess": rules, "store": tmp_path / "z"})
+    other = embedded.model_copy(update={"preprocess": rules, "store": tmp_path / "z"})
     assert extract(other, HERE).embedded == 15
-    one, two = FeatureStore.open(other.store), extract(config, HERE).store
-    assert not np.allclose(one.read("cls")[:9], FeatureStore.open(two).read("cls")[:9], atol=2e-3)
+    one, two = FeatureStore.open(other.store), FeatureStore.open(embedded.store)
+    assert not np.allclose(one.read("cls")[:9], two.read("cls")[:9], atol=2e-3)

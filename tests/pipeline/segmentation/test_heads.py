@@ -113,9 +113,9 @@ def test_every_method_learns_what_is_planted(method: str) -> None:
 @pytest.mark.parametrize("method", LEARNING)
 def test_equal_seeds_give_equal_masks(method: str) -> None:
     def run() -> NDArray[np.uint8]:
-        source = Planted(16, blocks=5)
+        source = Planted(8, blocks=5)
         few = {"references": 100} if method == "knn" else {"epochs": 2}
-        return predicted(fit(source, source.parts, settings(method, **few)), source, np.arange(16))
+        return predicted(fit(source, source.parts, settings(method, **few)), source, np.arange(8))
 
     np.testing.assert_array_equal(run(), run())
 

@@ -124,7 +124,9 @@ def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(collection: Pat
     assert resumed.tuned[0].resumed == 1
     assert any("slices were left out: empty" in note for note in resumed.notes)
     forget(config)
+    tune_by_two(collection)
     (straight,) = tune(config, device="cpu", processes=2, workers=0)
+    assert straight.cached
     assert straight.tuned[0].resumed == 0
     # Two processes end at the same bits each time, and where they were interrupted as well.
     assert straight.tuned[0].identity == resumed.tuned[0].identity

@@ -10,17 +10,17 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from pipeline.cli import app
 from pipeline.extraction.distributed.shards import Shard, alone
 from pipeline.extraction.distributed.slurm import array_script, chain_script
 from pipeline.extraction.distributed.status import Failed, status
 from pipeline.extraction.distributed.tasks import forget_failures, note_failure
 from stores import FeatureStore
 from stores.claims import try_claim
-from tests.pipeline.processes import COMMAND, environment
 from tests.stores.conftest import ARRAYS, fill, slice_table
-from tests.waiting import PATIENCE_S, until
-from tests.warm import WarmProcess
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -37,10 +37,9 @@ def store(tmp_path: Path) -> FeatureStore:
 
 
 def said(*arguments: str) -> str:
-    process = WarmProcess(COMMAND, *arguments, environment=environment())
-    words, complaints = process.communicate(PATIENCE_S)
-    assert process.returncode == 0, complaints
-    return words
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    return done.stdout
 
 
 def test_how_far_a_store_is(store: FeatureStore) -> None:

@@ -132,13 +132,11 @@ def test_a_gzipped_volume_is_decompressed_twice_and_no_more(tmp_path, monkeypatc
 
 def test_no_more_of_a_large_file_is_in_memory_than_a_slice_or_a_time_point(tmp_path):
     rng = np.random.default_rng(0)
-    voxels = rng.integers(0, 9, (64, 64, 64, 40)).astype(np.int16)
+    voxels = rng.integers(0, 9, (64, 64, 64, 20)).astype(np.int16)
     nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "long.nii.gz")
-    frames = rng.integers(0, 4096, (225, 200, 200)).astype(np.uint16)
+    frames = rng.integers(0, 4096, (110, 200, 200)).astype(np.uint16)
     plain = phantoms.save(phantoms.dicom(frames), tmp_path / "frames.dcm")
-    # Decoded by Python, and watched: half as many take half as long.
-    some = phantoms.save(phantoms.dicom(frames[:110]), tmp_path / "some.dcm")
-    coded = phantoms.transcode(some, tmp_path / "coded.dcm", uid.RLELossless)
+    coded = phantoms.transcode(plain, tmp_path / "coded.dcm", uid.RLELossless)
     pages = [Image.fromarray(page) for page in frames]
     pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
     for path, plane in (
@@ -149,8 +147,7 @@ def test_no_more_of_a_large_file_is_in_memory_than_a_slice_or_a_time_point(tmp_p
         (coded, "axial"),
     ):
         headers = read_headers(path, plane)
-        least = 2**23 if path == coded else 2**24
-        assert sum(header.height * header.width * 2 for header in headers) > least
+        assert sum(header.height * header.width * 2 for header in headers) > 2**23
         asked = [header.frame for header in headers]
         del headers
         tracemalloc.start()
