@@ -142,6 +142,7 @@ class WorkerPool:
         self.bell, self.heard = socket.socketpair()  # wakes the thread from its wait
         self.rung = False  # and not heard yet
         self.pause_s = _SHORTEST_S  # between two looks at what has come
+        self.slots_full = False  # at the last look: pixels came by a socket
         self.selector = selectors.DefaultSelector()  # of `heard`, and of each worker's connection
         self.selector.register(self.heard, selectors.EVENT_READ)
         self.thread = threading.Thread(target=self._work, name="radprobe-read", daemon=True)
@@ -281,15 +282,15 @@ class WorkerPool:
             self.pause_s = min(2 * self.pause_s, self.at_once * _PATIENCE_S)
         elif messages > 2 * few:
             self.pause_s = max(self.pause_s / 2, _SHORTEST_S)
-        # Workers whose pixels found no slot wait until somebody listens.
-        if self.bytes_waiting:
-            return
+        if self.slots_full:
+            return  # workers wait until somebody listens
         if sum(worker.frames_to_come() for worker in self.workers) >= few:
             self.stop.wait(self.pause_s)
 
     def _listen(self) -> int:
         """Take the messages that have come, waiting for the first; return how many."""
         messages = 0
+        self.slots_full = False
         for key in self._readable():
             if messages and self._is_full():
                 break  # who has sent something else is listened to once there is room
@@ -343,6 +344,7 @@ class WorkerPool:
             task.reads.append(read)
             task.received += 1
             if size := _size(read):
+                self.slots_full = True
                 with self.lock:
                     self.bytes_waiting += size
         if "end" in message:

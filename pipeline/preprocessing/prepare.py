@@ -54,11 +54,11 @@ def prepare_batch(
 ) -> Tensor:
     """Return (b, 3, S, S) float32 on `device`, where all but views and the body is computed.
 
-    One shape, one resize. What a view shows and where the body is, is found on the CPU before, by
-    connected pieces and codecs that a card has not: a GPU is handed the pixels of the one, and cuts
-    to the box of the other. The items have passed `check_finite`. Equal to `prepare` of each slice within 1e-5 on the CPU
-    and 1e-3 elsewhere, where resampling sums in another order. On a GPU the call returns before the
-    work is done.
+    One shape, one resize. What a view shows, and where the body is, is found on the CPU before, by
+    codecs and connected pieces that a card has not: it is handed the pixels of the one, and cuts to
+    the box of the other. The items have passed `check_finite`. Equal to `prepare` of each slice
+    within 1e-5 on the CPU and 1e-3 elsewhere, where resampling sums in another order. On a GPU the
+    call returns before the work that it has there is done.
     """
     size = recipe.image_size
     device = torch.device(device)

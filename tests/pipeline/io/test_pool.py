@@ -184,6 +184,20 @@ def test_long_files_do_not_fill_the_memory(tmp_path, monkeypatch, no_slots):
         tracemalloc.stop()
 
 
+def test_readers_whose_pixels_find_no_slot_are_listened_to_at_once(tmp_path, no_slots):
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).random((40, 64, 64), np.float32))
+    pool = WorkerPool(tmp_path, "axial", 1, 60.0, at_once=64)
+    pauses: list[float] = []
+    pool.stop.wait = pauses.append
+    try:
+        pool.submit(FileTask("a.npy", tuple(range(40))))
+        for _ in range(41):  # its end among them
+            pool.release(pool.next_result())
+        assert len(pauses) <= 1  # once the worker was ready
+    finally:
+        pool.close()
+
+
 def test_the_end_of_a_file_wakes_readers_that_wait_for_room(tmp_path, monkeypatch, no_slots):
     """A slow file behind a short one, and a third that has filled all room in the meantime."""
     monkeypatch.setattr("pipeline.io.pool._AHEAD_BYTES", 2**20)
