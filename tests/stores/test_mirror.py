@@ -181,7 +181,11 @@ def test_places_that_cannot_be_used_are_told(
         slurm(at_url)
     with pytest.raises(ConfigError, match="nowhere://x/y' cannot be reached"):
         FeatureStore.open("nowhere://x/y")
-    monkeypatch.setitem(fsspec.config.conf, "s3", {"endpoint_url": "http://127.0.0.1:9"})
+    nobody = {
+        "endpoint_url": "http://127.0.0.1:9",
+        "config_kwargs": {"retries": {"max_attempts": 0}},
+    }
+    monkeypatch.setitem(fsspec.config.conf, "s3", nobody)
     with pytest.raises(ConfigError, match="Check the network"):
         FeatureStore.open(s3_url)
 
