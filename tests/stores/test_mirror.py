@@ -45,7 +45,7 @@ from tests.phantoms import write_png
 from tests.pipeline.models import write_tiny_folder
 from tests.pipeline.processes import extraction
 from tests.pipeline.slow import Hold
-from tests.pipeline.test_segment import write_volumes
+from tests.pipeline.test_segment import volumes_config, write_volumes
 from tests.pipeline.test_tune import write_collection
 from tests.pipeline.tokens import token_store
 from tests.stores.conftest import NO_FILES, fill, numbered
@@ -181,7 +181,11 @@ def test_places_that_cannot_be_used_are_told(
         slurm(at_url)
     with pytest.raises(ConfigError, match="nowhere://x/y' cannot be reached"):
         FeatureStore.open("nowhere://x/y")
-    monkeypatch.setitem(fsspec.config.conf, "s3", {"endpoint_url": "http://127.0.0.1:9"})
+    nobody = {
+        "endpoint_url": "http://127.0.0.1:9",
+        "config_kwargs": {"retries": {"max_attempts": 0}},
+    }
+    monkeypatch.setitem(fsspec.config.conf, "s3", nobody)
     with pytest.raises(ConfigError, match="Check the network"):
         FeatureStore.open(s3_url)
 
@@ -200,7 +204,8 @@ def at(config: Config, url: str) -> Config:
 def test_segmentations_are_answers_on_another_machine_too(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = write_volumes(tmp_path)
+    write_volumes(tmp_path)
+    config = volumes_config(tmp_path)
     token_store(config)
     config = at(config, url)
     (answer,) = segment(config)

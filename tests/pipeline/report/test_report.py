@@ -48,7 +48,7 @@ from pipeline.segment import segment
 from stores.errors import ConfigError, ModelError, StoreNotFoundError, UnwritableError
 from tests.phantoms import write_png
 from tests.pipeline.collection import make_store, write_csv
-from tests.pipeline.test_segment import write_volumes
+from tests.pipeline.test_segment import volumes_config, write_volumes
 from tests.pipeline.tokens import token_store
 
 PATIENTS, EACH = 50, 2
@@ -506,7 +506,8 @@ def test_a_page_that_cannot_be_put_in_place_leaves_no_half(tmp_path: Path) -> No
 def segmented(tmp_path_factory: pytest.TempPathFactory) -> Written:
     """Write the report of volumes that two heads segmented, in a store of patch tokens alone."""
     root = tmp_path_factory.mktemp("segmented")
-    config = write_volumes(root)
+    write_volumes(root)
+    config = volumes_config(root)
     told = config.model_dump(mode="json", exclude_unset=True)
     told["segment"]["line"] = {"method": "linear", "learning_rates": [1.0], "epochs": 2}
     (root / "my.yaml").write_text(yaml.safe_dump(told))
