@@ -29,6 +29,7 @@ from stores._disk import (
 )
 from stores._process import gone, me, name_of
 from stores.errors import ClaimedError, CorruptStoreError
+from stores.uninterrupted import uninterrupted
 
 # A claim of another host counts as dead when its owner has not touched it for this long.
 STALE_AFTER_S = 900.0
@@ -108,20 +109,28 @@ def try_claim(folder: Path, stem: str) -> Claim | None:
 def exclusive(folder: Path, stem: str, wait_s: float = 60.0) -> Iterator[Claim]:
     """Hold claim `stem` for a moment, waiting for its turn. Raises ClaimedError after `wait_s`."""
     deadline = time.monotonic() + wait_s
-    while (claim := try_claim(folder, stem)) is None:
-        if time.monotonic() > deadline:
-            name = owner(folder, stem) or "Another process"
-            raise ClaimedError(
-                f"{name} has held {folder / stem} for {wait_s:g} s. Wait for it; if it is dead, "
-                f"its claim lapses {STALE_AFTER_S / 60:g} minutes after its last sign of life."
-            )
-        time.sleep(0.02)
+    claim: Claim | None = None
     try:
+        while True:
+            with uninterrupted():
+                claim = try_claim(folder, stem)
+            if claim is not None:
+                break
+            if time.monotonic() > deadline:
+                name = owner(folder, stem) or "Another process"
+                raise ClaimedError(
+                    f"{name} has held {folder / stem} for {wait_s:g} s. Wait for it; if it is "
+                    f"dead, its claim lapses {STALE_AFTER_S / 60:g} minutes after its last sign of "
+                    "life."
+                )
+            time.sleep(0.02)
         # Of processes that died while they claimed, whose names in the folder nobody else removes.
         sweep_temporaries(folder.glob(f"{TEMPORARY}*"))
         yield claim
     finally:
-        claim.release()
+        if claim is not None:
+            with uninterrupted():
+                claim.release()
 
 
 def owner(folder: Path, stem: str) -> str | None:

@@ -15,6 +15,7 @@ from pipeline.preprocessing.volume_range import Ranges, Volumes
 from pipeline.recipe import Preprocess
 from stores import FeatureStore, PartRange
 from stores.slices import SliceRow
+from stores.uninterrupted import uninterrupted
 
 # Parts that are claimed and requested before their turn, so that the readers go on while one is
 # embedded. Few: what is claimed here is out of reach for other processes.
@@ -69,12 +70,13 @@ class UpcomingParts:
                 continue
             if self._store.receipts.believed(part.index) is not None:
                 continue
-            claim = self._store.claim(part)
-            if claim is None:  # another process has it
-                continue
-            claimed = PartInFlight(part, claim)
-            # First of all: the claims of those that wait are given back, whatever fails below.
-            self.waiting.append(claimed)
+            # The claims of those that wait are given back, whatever fails or breaks in behind this.
+            with uninterrupted():
+                claim = self._store.claim(part)
+                if claim is None:  # another process has it
+                    continue
+                claimed = PartInFlight(part, claim)
+                self.waiting.append(claimed)
             self._prepare(claimed)
             self._requests = self._requests_of(claimed)
             return True

@@ -6,6 +6,7 @@ every look at val. Dims: m slices, b units.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator
@@ -99,20 +100,22 @@ class Training:
         self.ranks.align(self.network.trained().values())
         # From here on batches come as `_requests` lists them. What takes them below must take as
         # many in the same order: those of a step up to its `last`, then those of val.
-        batches = self.images.batches(self._requests(state.step, len(state.history)))
-        while not self._ended(state):
-            self._train_epoch(state, batches, saver)
-            if self.ranks.first:
-                self._validate(state, batches)
-            # All end at the same epoch, since all go by what the first has seen of val.
-            state.history, state.best = self.ranks.broadcast((state.history, state.best))
-            for bad in self.ranks.gather(self.images.bad):
-                self.images.bad.update(bad)
-            # Behind the best network, which the state names: a kill in between repeats the epoch's
-            # look at val, and writes the same file again.
-            if self.ranks.first:
-                saver.save()
-        batches.close()
+        # Closed here, however this ends: left to the search for garbage, it would tell of a signal
+        # that came meanwhile as of a fault, and go on.
+        requests = self._requests(state.step, len(state.history))
+        with contextlib.closing(self.images.batches(requests)) as batches:
+            while not self._ended(state):
+                self._train_epoch(state, batches, saver)
+                if self.ranks.first:
+                    self._validate(state, batches)
+                # All end at the same epoch, since all go by what the first has seen of val.
+                state.history, state.best = self.ranks.broadcast((state.history, state.best))
+                for bad in self.ranks.gather(self.images.bad):
+                    self.images.bad.update(bad)
+                # Behind the best network, which the state names: a kill in between repeats the
+                # epoch's look at val, and writes the same file again.
+                if self.ranks.first:
+                    saver.save()
         return state
 
     def _ended(self, state: TrainingState) -> bool:

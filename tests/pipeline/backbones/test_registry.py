@@ -98,7 +98,7 @@ def test_what_fits_no_network_stays_outside(tmp_path: Path, folder: Path) -> Non
 def mirror(official: Path) -> Iterator[str]:
     serve = functools.partial(_Silent, directory=str(official.parent))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), serve) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()

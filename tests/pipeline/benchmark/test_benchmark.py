@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -326,8 +327,11 @@ def test_every_store_of_the_papers_file_can_be_embedded(tmp_path: Path) -> None:
         assert recipe.patch.blocks in (1, 5)
 
 
-def test_what_is_trained_on_images_alone_stands_once_and_in_no_rank(tmp_path: Path) -> None:
-    file = resumed.prepare(tmp_path, {"montgomery": lambda root: layouts.montgomery(root, 16)})
+def test_what_is_trained_on_images_alone_stands_once_and_in_no_rank(
+    finished: Path, tmp_path: Path
+) -> None:
+    """Beside answers of networks that are on file: the one that is trained alone is computed."""
+    file = Path(shutil.copytree(finished.parent, tmp_path / "copy"), finished.name)
     unet = {"method": "unet", "size": "small", "epochs": 1, "learning_rates": [1e-2]}
     settings = {
         "U-Net": Setting.model_validate({"method": "segment", "options": unet}),
@@ -335,12 +339,15 @@ def test_what_is_trained_on_images_alone_stands_once_and_in_no_rank(tmp_path: Pa
             {"method": "segment", "options": resumed.SETTINGS["segmentation"]["options"]}
         ),
     }
-    asked = load_benchmark(file).model_copy(update={"settings": settings})
-    cells = cells_of(asked)
+    asked = load_benchmark(file)
+    montgomery = {"montgomery": asked.datasets["montgomery"]}
+    cells = cells_of(asked.model_copy(update={"settings": settings, "datasets": montgomery}))
     names = [cell.name for cell in cells]
     assert names.count("montgomery/from scratch/U-Net/0") == 1
     assert len(names) == 4
-    gathered = gather(run(cells, SPEED, silent))
+    outcomes = run(cells, SPEED, silent)
+    assert [outcome.computed for outcome in outcomes] == [1, 0, 0, 0]
+    gathered = gather(outcomes)
     assert gathered.backbones == ("tiny", "registers", "shallow")
     assert gathered.columns == ("from scratch", *gathered.backbones)
     lines = {layout.setting: layout.lines for layout in _layouts(gathered)}

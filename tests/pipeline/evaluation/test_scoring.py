@@ -182,7 +182,8 @@ def test_folds_and_labels_have_points_of_their_own(root: Path) -> None:
         assert f"t: {name}" in printed([many])
         assert f"{many.counts['test'].positives[name]} of {N}" in printed([many])
     (curve,) = evaluate(
-        config(root, more={"efficiency": {"shots": [8], "draws": 3, "steps": 5}}), ["efficiency"]
+        config(root, more={"efficiency": {"shots": [8], "draws": 3, "high": 1, "steps": 4}}),
+        ["efficiency"],
     )
     assert len(curve.scores[0].operating_points[""]) == 3
     assert len(curve.main_score.operating_points[""]) == 1

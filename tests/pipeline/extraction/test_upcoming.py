@@ -12,6 +12,7 @@ from pipeline.io.types import Request
 from pipeline.recipe import Percentiles, Preprocess
 from stores import ArraySpec, FeatureStore
 from stores.slices import FILE_SCHEMA, SLICE_SCHEMA
+from tests.interrupting import interrupted_at
 
 # Rows in parts of four: two files of two frames and one of four, then an MR volume over two parts.
 PATHS = ["a", "a", "b", "b", "c", "c", "c", "c", "m0", "m1", "m2", "m3", "m4", "m5", "m6", "m7"]
@@ -104,3 +105,19 @@ def test_claims_can_be_given_back_whatever_fails_behind_them(
     assert [waiting.part.index for waiting in parts.waiting] == [0]
     parts.waiting[0].claim.release()
     assert not claimed(store)
+
+
+@pytest.mark.parametrize("of", ["/stores/claims.py", "/extraction/upcoming.py"])
+def test_no_claim_is_forgotten_wherever_an_interruption_comes_between(
+    store: FeatureStore, of: str
+) -> None:
+    line = 0
+    was_interrupted = True
+    while was_interrupted:
+        line += 1
+        parts = upcoming(store)
+        was_interrupted = interrupted_at(line, of, parts.next_request)
+        assert claimed(store) == {waiting.part.index for waiting in parts.waiting}, line
+        for waiting in parts.waiting:
+            waiting.claim.release()
+    assert line > 20

@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from typer.testing import CliRunner
 
 from pipeline.annotations.units import Truth
 from pipeline.cli import app
+from pipeline.config.heads import DEFAULT_HEADS
 from pipeline.config.loading import load_config
+from pipeline.config.methods import Method
 from pipeline.evaluate import evaluate
 from pipeline.evaluation.metrics.metrics import score
 from pipeline.evaluation.result_files import predicted_units, read_predictions, read_thresholds
@@ -53,8 +55,10 @@ PATIENTS, EACH = 50, 2
 N = PATIENTS * EACH
 
 
-def collection(root: Path, seed: int, strength: float = 2.5) -> Path:
-    """Write pictures, labels, a store and its answers; return the config file.
+def collection(
+    root: Path, seed: int, strength: float = 2.5, methods: Sequence[Method] = DEFAULT_HEADS
+) -> Path:
+    """Write pictures, labels, a store and its answers by some methods; return the config file.
 
     `sick` leans on the features, and so does `view`; `a` and `b` are multi-label. One picture is
     there under two patients.
@@ -98,7 +102,7 @@ def collection(root: Path, seed: int, strength: float = 2.5) -> Path:
         "fewshot": {"episodes": 30, "shots": [1, 2]},
     }
     (root / "my.yaml").write_text(yaml.safe_dump(config))
-    evaluate(load_config(root / "my.yaml"))
+    evaluate(load_config(root / "my.yaml"), methods)
     return root / "my.yaml"
 
 
@@ -109,7 +113,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return collection(tmp_path_factory.mktemp("two"), 2, strength=0.5)
+    return collection(tmp_path_factory.mktemp("two"), 2, strength=0.5, methods=["probe"])
 
 
 @pytest.fixture(scope="module")
@@ -652,7 +656,7 @@ def test_the_worst_cases_stand_with_their_neighbours_and_colour_the_map(
 
 
 def test_numbers_have_a_scatter_their_worst_and_their_colours(tmp_path: Path) -> None:
-    file = collection(tmp_path, 3)
+    file = collection(tmp_path, 3, methods=["knn"])
     settings = yaml.safe_load(file.read_text())
     rows = (tmp_path / "labels.csv").read_text().splitlines()
     ages = [f"{row},{40 + i % 37}" for i, row in enumerate(rows[1:])]

@@ -124,7 +124,7 @@ def test_multilabel_averages_two_way_problems_and_names_those_left_out() -> None
 def test_chunks_of_episodes_change_nothing_that_matters(monkeypatch: pytest.MonkeyPatch) -> None:
     y = np.arange(100) % 2
     x = np.random.default_rng(4).standard_normal((100, 4)).astype(np.float32)
-    settings = FewShotSettings(shots=(2,), episodes=300)
+    settings = FewShotSettings(shots=(2,), episodes=100)
     monkeypatch.setattr(fewshot, "GATHERED", 2**9)
     scores, _ = score(x, units_of(y), thirds(100), settings)
     again, _ = score(x, units_of(y), thirds(100), settings)

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from stores.claims import exclusive, stems
+from stores.uninterrupted import uninterrupted
+from tests.interrupting import interrupted_at
+
+
+def test_a_signal_within_comes_behind() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    steps = []
+
+    def work() -> None:
+        with uninterrupted():
+            with uninterrupted():
+                signal.raise_signal(signal.SIGINT)
+                steps.append("inner")
+            steps.append("outer")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert steps == ["inner", "outer"]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_other_threads_hear_of_no_signals_and_put_none_off() -> None:
+    done = []
+
+    def work() -> None:
+        with uninterrupted():
+            done.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert done == [signal.getsignal(signal.SIGINT)]
+
+
+def test_a_claim_is_given_back_wherever_an_interruption_comes_between(
+    tmp_path: Path,
+) -> None:
+    def hold() -> None:
+        with exclusive(tmp_path, "lock"):
+            sys.settrace(None)
+            assert stems(tmp_path) == {"lock"}
+
+    line = 1
+    while interrupted_at(line, "/stores/claims.py", hold):
+        assert not stems(tmp_path), f"interrupted at line {line}, the claim is left"
+        line += 1
+    assert line > 20
