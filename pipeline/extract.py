@@ -175,13 +175,13 @@ class _TriedNetwork:
         self._network: Any = None
 
     def load(self, device: str) -> None:
-        """Load the network on the CPU; device: of the run. Raises DeviceError, WeightsError."""
+        """Load the network on the CPU; device: of the run. Raises WeightsError."""
         start_reader()  # for the look at the folder, which comes next
         sleep_while_waiting()  # before torch is imported
         from pipeline.shared.devices import pick_device
 
         network = load_network(self._recipe, self._checkpoint, Speed("cpu"))
-        if self._is_local and pick_device(device) == "cpu":
+        if self._is_local and device in ("auto", "cpu") and pick_device(device) == "cpu":
             self._network = network
 
     def again(self, recipe: Recipe, checkpoint: Checkpoint, speed: Speed) -> Any:
