@@ -24,7 +24,7 @@ from pipeline.config.root import Config
 from pipeline.datasets.demo import write_demo
 from pipeline.extraction.discover import IDENTIFIER_IN_PATH, Open, opened_by
 from pipeline.extraction.distributed.clusters import PATIENCE_S, Cluster, Scheduler, connections
-from pipeline.extraction.distributed.processes import Processes, embed_by_processes
+from pipeline.extraction.distributed.processes import Processes, devices_of, embed_by_processes
 from pipeline.extraction.distributed.shards import (
     LookRecord,
     Shard,
@@ -38,7 +38,7 @@ from pipeline.extraction.embed import BadLimit, Load, Progress, Speed, load_netw
 from pipeline.extraction.recipes import check_levels, locate_weights, open_store, recipe_with
 from pipeline.extraction.selection import left_out_folders, set_aside
 from pipeline.extraction.sync import Look, update_tables
-from pipeline.inference.speed import cores, sleep_while_waiting
+from pipeline.inference.speed import sleep_while_waiting
 from pipeline.io.pool import start_reader
 from pipeline.outlook import Outlook, log_outlook, outlook_of
 from pipeline.recipe import Recipe, recipe_of
@@ -135,7 +135,7 @@ def _extract(
     checkpoint = Checkpoint.of(config.backbone.name, weights)
     # A store whose network cannot be loaded would be in the way of the next try.
     tried = _TriedNetwork(recipe, checkpoint, where)
-    store = open_store(config, recipe, functools.partial(tried.load, speed.device))
+    store = open_store(config, recipe, functools.partial(tried.load, speed))
     # What an earlier run left half done comes first: a look that finds nothing new writes nothing.
     store.recover()
     work = Work(
@@ -171,21 +171,20 @@ class _TriedNetwork:
     ) -> None:
         self._recipe = recipe
         self._checkpoint = checkpoint
-        self._is_local = isinstance(where, Processes) and (where.count or 1) == 1
+        self._where = where
         self._network: Any = None
 
-    def load(self, device: str) -> None:
-        """Load the network on the CPU; device: of the run, or several with commas between them.
-
-        Raises DeviceError, WeightsError.
-        """
-        start_reader()  # for the look at the folder, which comes next
+    def load(self, speed: Speed) -> None:
+        """Load the network on the CPU; speed: of the run. Raises DeviceError, WeightsError."""
+        start_reader(speed.header_workers)  # for the look at the folder, which comes next
         sleep_while_waiting()  # before torch is imported
         from pipeline.shared.devices import pick_device
 
         network = load_network(self._recipe, self._checkpoint, Speed("cpu"))
-        if self._is_local and [pick_device(name.strip()) for name in device.split(",")] == ["cpu"]:
-            self._network = network
+        if isinstance(self._where, Processes):
+            devices = map(pick_device, devices_of(speed.device, self._where.count))
+            if [*devices] == ["cpu"]:
+                self._network = network
 
     def again(self, recipe: Recipe, checkpoint: Checkpoint, speed: Speed) -> Any:
         """Return the network for the run: the one that was tried, once. Raises WeightsError."""
@@ -316,7 +315,7 @@ class _ExtractRun:
         # The jobs of a queue come when the queue has room; a scheduler's workers are there.
         patience_s = float("inf") if isinstance(cluster, JobQueue) else PATIENCE_S
         with connections(cluster, self.work.speed.device) as connect:
-            locally = opened_by(data, plane, self._header_workers())
+            locally = opened_by(data, plane, self.work.speed.header_workers)
             counts = self._look(open_on_cluster(connect, data, plane, locally))
             with self._clock("embed_s"):
                 missing = self.store.missing()
@@ -355,7 +354,7 @@ class _ExtractRun:
                 self.config,
                 self.store,
                 rehash=self.rehash,
-                workers=self._header_workers(),
+                workers=self.work.speed.header_workers,
                 open_files=open_files,
             )
             self._report_outlook(look)
@@ -374,7 +373,7 @@ class _ExtractRun:
                 before,
                 self._write_demo,
                 rehash=self.rehash,
-                workers=self._header_workers(),
+                workers=self.work.speed.header_workers,
             )
             if look is None:
                 return {}
@@ -403,11 +402,6 @@ class _ExtractRun:
         demo = self.config.demo
         if demo is not None:
             write_demo(self.config.data.root, demo.patients, demo.seed)
-
-    def _header_workers(self) -> int:
-        """Return how many processes open files: as many as `speed` says, or else one a core."""
-        workers = self.work.speed.workers
-        return cores() if workers is None else workers
 
     def _limit(self) -> BadLimit:
         """Return the limit of bad images, which the bad files of the look count towards."""

@@ -639,10 +639,12 @@ class FeatureStore:
 
         Whatever reads features asks for them, be it of a few rows.
         """
-        file, n, known = self.slice_file, self.n_rows, self._withdrawn_rows
-        if known is None or known[0] is not file or known[1] != n:
+        file = self.slice_file
+        # The table, how many rows the arrays had, and the rows: one value, whole for each thread.
+        known = self._withdrawn_rows
+        if known is None or known[0] is not file or known[1] != self.n_rows:
             slices = file.read(["row", "withdrawn"])
-            known = file, n, self._checked_rows(slices)[is_withdrawn(slices)]
+            known = (file, self.n_rows, self._checked_rows(slices)[is_withdrawn(slices)])
             self._withdrawn_rows = known
         return known[2]
 

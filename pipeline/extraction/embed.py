@@ -100,8 +100,7 @@ def embed_missing(
     if not missing:
         return Embedded()
     pa.default_memory_pool().release_unused()  # a look takes more than what comes of it
-    if settings.speed.workers != 0:
-        start_reader()  # while torch is imported
+    start_reader(settings.speed.header_workers)  # while torch is imported
     sleep_while_waiting()  # before torch is imported
     with EmbeddingRun(store, missing, settings) as run:
         run.embed()

@@ -32,6 +32,11 @@ class Speed:
     compiled: bool = False
     trace: Path | None = None
 
+    @property
+    def header_workers(self) -> int:
+        """How many processes open files, beside which no network runs: by default one a core."""
+        return cores() if self.workers is None else self.workers
+
     def chosen(self, device: str, recipe: Recipe) -> Speed:
         """Return these settings with nothing left open, for a run on a device (cpu, cuda:0).
 

@@ -91,10 +91,13 @@ def _header(values: dict[str, Any]) -> Header:
     return Header(**fields)
 
 
-def start_reader() -> None:
-    """Have a worker start for the next pool, unless one waits: its caller has something to do."""
-    worker = IDLE.take() or _new_worker(1)
-    IDLE.put(worker)
+def start_reader(width: int) -> None:
+    """Have a worker start for the next pool, unless one waits: its caller has something to do.
+
+    width: workers of that pool; of none, nothing starts.
+    """
+    if width:
+        IDLE.put(IDLE.take() or _new_worker(width))
 
 
 def _new_worker(width: int) -> Worker:

@@ -152,7 +152,7 @@ def _sharing_cards(works: Sequence[Work], seconds: Mapping[str, float]) -> Seque
 def _work_by_process(work: Work, count: int | None) -> list[Work]:
     """Return the work of each process: on its device, with its share of the reading processes."""
     speed = work.speed
-    devices = _devices(speed.device, count)
+    devices = devices_of(speed.device, count)
     if speed.workers is None and len(devices) > 1:
         speed = replace(speed, workers=max(1, (cores() - 1) // len(devices)))
     first = replace(speed, device=devices[0])
@@ -161,7 +161,7 @@ def _work_by_process(work: Work, count: int | None) -> list[Work]:
     return [replace(work, speed=each) for each in (first, *others)]
 
 
-def _devices(names: str, count: int | None) -> list[str]:
+def devices_of(names: str, count: int | None) -> list[str]:
     """Return a device for each of `count` processes, in turn; without a count, one for each named.
 
     names: as `--device` has them, such as `auto`, `cuda` (all GPUs) or `cuda:0,cuda:1`.

@@ -49,10 +49,15 @@ def test_the_next_pool_reads_by_the_process_of_the_last(tmp_path, monkeypatch):
 
 def test_one_that_starts_before_its_pool_is_the_one_that_reads(tmp_path, monkeypatch):
     phantoms.write_png(tmp_path / "a.png", GREY)
-    start_reader()
+    start_reader(2)
     monkeypatch.setattr("pipeline.io.pool.Worker", None)
-    start_reader()  # one is there
+    start_reader(2)  # one is there
     _read(tmp_path)
+
+
+def test_none_starts_for_who_reads_without() -> None:
+    start_reader(0)
+    assert IDLE.take() is None
 
 
 def test_it_finds_files_from_another_folder_than_it_started_in(tmp_path, monkeypatch):
