@@ -23,11 +23,11 @@ LEVELS: dict[Level, UnitLevel] = {
 
 def check_of_volumes(task: str, level: Level) -> None:
     """Raise ConfigError for a task of less than a volume, all slices of which share one vector."""
-    if level in ("image", "region"):
-        units = "single images (level: image, the default)" if level == "image" else "regions"
+    if not LEVELS[level].holds_volumes:
+        wide = [name for name, each in LEVELS.items() if each.holds_volumes]
         raise ConfigError(
-            f"{task}: there are features of whole volumes, and the task asks about {units}. Set "
-            "its level to series, study or patient."
+            f"{task}: there are features of whole volumes, and a unit of the task is less than one "
+            f"(level: {level}). Set its level to {', '.join(wide[:-1])} or {wide[-1]}."
         )
 
 

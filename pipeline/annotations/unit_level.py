@@ -27,6 +27,11 @@ class UnitLevel:
         """Whether whole slices make up its units; else a slice may be of several, or of none."""
         return True
 
+    @property
+    def holds_volumes(self) -> bool:
+        """Whether a unit is a whole volume or several, so that a volume's vector tells of it."""
+        return self.is_whole and self.column != "row"
+
     def has_unit(self, slices: pa.Table) -> NDArray[np.bool_]:
         """Return (m,) which slices are of a unit at all."""
         return np.ones(len(slices), bool)
