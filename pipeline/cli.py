@@ -16,12 +16,13 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
-from typer.main import get_command_from_info, get_command_name, get_group_from_info
+from typer.main import get_command_name, get_group
+from typer.models import CommandInfo, TyperInfo
 
 from pipeline.commands import (
     benchmark,
@@ -121,20 +122,25 @@ _GROUPS = {
 
 def _add_commands(title: str, of: typer.Typer) -> None:
     """Add what a module has of commands, and of groups of them, to `_COMMANDS`."""
-    how: dict[str, Any] = {
-        "pretty_exceptions_short": app.pretty_exceptions_short,
-        "rich_markup_mode": app.rich_markup_mode,
-    }
     for command in of.registered_commands:
         command.rich_help_panel = title
         assert command.callback is not None
         name = command.name or get_command_name(command.callback.__name__)
-        _COMMANDS.add(name, functools.partial(get_command_from_info, command, **how))
+        _COMMANDS.add(name, functools.partial(_made, name, commands=[command]))
     for group in of.registered_groups:
         group.rich_help_panel = title
         assert group.name is not None
-        how_group = how | {"suggest_commands": app.suggest_commands}
-        _COMMANDS.add(group.name, functools.partial(get_group_from_info, group, **how_group))
+        _COMMANDS.add(group.name, functools.partial(_made, group.name, groups=[group]))
+
+
+def _made(
+    name: str, *, commands: Sequence[CommandInfo] = (), groups: Sequence[TyperInfo] = ()
+) -> Any:
+    """Return what typer makes of one command, or of one group of them."""
+    alone = typer.Typer(rich_markup_mode=app.rich_markup_mode)
+    alone.registered_commands += commands
+    alone.registered_groups += groups
+    return get_group(alone).commands[name]
 
 
 for title, modules in _GROUPS.items():

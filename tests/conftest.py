@@ -10,6 +10,9 @@ others who write. Who sets PYTEST_DEBUG_TEMPROOT, or gives --basetemp, has them 
 What one process has compiled, the hundreds behind it read (`__pycache__`, which git ignores), also
 where PYTHONDONTWRITEBYTECODE is set, as in many a container: without, each compiles this project
 anew, and pytest rewrites the asserts of every module of tests in each of its processes, each time.
+
+Ctrl-C is heard by what the tests start, also where a shell runs them in the background, for which it
+has Ctrl-C ignored.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -43,6 +47,8 @@ sys.dont_write_bytecode = False
 os.environ.setdefault("RADPROBE_CACHE", f"{tempfile.gettempdir()}/radprobe-tests-{os.getuid()}")
 if _IN_MEMORY.is_dir() and shutil.disk_usage(_IN_MEMORY).free > _ROOM_BYTES:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_IN_MEMORY))
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # The workers of pytest-xdist fork the processes that they start from one and the same.
 warm.share()
 
