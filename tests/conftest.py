@@ -11,8 +11,8 @@ What one process has compiled, the hundreds behind it read (`__pycache__`, which
 where PYTHONDONTWRITEBYTECODE is set, as in many a container: without, each compiles this project
 anew, and pytest rewrites the asserts of every module of tests in each of its processes, each time.
 
-Ctrl-C is heard by what the tests start, also where a shell runs them in the background, for which it
-has Ctrl-C ignored.
+Ctrl-C is heard by what the tests start, also where a shell runs them in the background, for which
+it has Ctrl-C ignored.
 """
 
 from __future__ import annotations

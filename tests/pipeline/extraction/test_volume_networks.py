@@ -312,7 +312,7 @@ def test_what_needs_slices_is_refused_before_labels_and_masks_are_read(
 @pytest.mark.parametrize("network", [{}, RAPTOR], ids=["3d", "raptor"])
 @pytest.mark.parametrize(
     ("task", "asked"),
-    [({}, "single images"), ({"level": "region", "region": {"masks": "m"}}, "regions")],
+    [({}, "level: image"), ({"level": "region", "region": {"masks": "m"}}, "level: region")],
 )
 def test_a_task_of_less_than_volumes_is_refused_before_they_are_embedded(
     network: dict[str, Any], task: dict[str, Any], asked: str, tmp_path: Path
