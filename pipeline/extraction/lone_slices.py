@@ -44,7 +44,8 @@ def _lone_slices(slices: pa.Table) -> set[int]:
     for column in ("study", "position_mm"):
         candidates = pc.and_(candidates, pc.is_valid(slices[column]))
     groups: dict[tuple[object, ...], list[tuple[float, int]]] = defaultdict(list)
-    numbers = pc.indices_nonzero(candidates)
+    # In one piece: of a table of no slices it has none, on which pyarrow below 26 ends the process.
+    numbers = pc.indices_nonzero(candidates.combine_chunks())
     few = slices.select([*_ALIKE, "position_mm"]).take(numbers)
     for number, row in zip(numbers.to_pylist(), few.to_pylist(), strict=True):
         kind = tuple(row[name] for name in _ALIKE)
