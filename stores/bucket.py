@@ -5,13 +5,14 @@ No two writers create the same object: `create` is a conditional put.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from stores.contents import is_large
-from stores.errors import ConfigError, CorruptStoreError
+from stores.errors import ConfigError, CorruptStoreError, RadprobeError
 from stores.inside import is_store_name, most_bytes
 
 log = logging.getLogger(__name__)
@@ -52,15 +53,10 @@ class Bucket:
         ConfigError where the place cannot be looked at.
         """
         try:
-            paths = self._fs.find(self._path(folder).rstrip("/"), detail=True)
+            with self._reached("looked at"):
+                paths = self._fs.find(self._path(folder).rstrip("/"), detail=True)
         except FileNotFoundError:
             return {}
-        except Exception as error:  # every file system has its own errors of the network
-            raise ConfigError(
-                f"{self.url} cannot be looked at: {error}. Check the network, the credentials and "
-                "the endpoint (for s3://: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, "
-                "AWS_ENDPOINT_URL)."
-            ) from error
         objects = {}
         odd = 0
         for path, about in paths.items():
@@ -83,7 +79,8 @@ class Bucket:
     def create(self, name: str, data: bytes) -> bool:
         """Put an object that is not there yet; False where it is, whoever was quicker."""
         try:
-            self._fs.pipe_file(self._path(name), data, mode="create")
+            with self._reached("written to"):
+                self._fs.pipe_file(self._path(name), data, mode="create")
         except FileExistsError:
             return False
         except FileNotFoundError as error:
@@ -95,7 +92,8 @@ class Bucket:
         by_path = {self._path(name): data for name, data in objects.items()}
         if by_path:
             try:
-                self._fs.pipe(by_path)
+                with self._reached("written to"):
+                    self._fs.pipe(by_path)
             except FileNotFoundError as error:
                 raise self._absent() from error
 
@@ -107,19 +105,39 @@ class Bucket:
         )
 
     def get(self, names: Iterable[str]) -> dict[str, bytes]:
-        """Return objects' bytes. Raises FileNotFoundError."""
+        """Return objects' bytes. Raises FileNotFoundError, ConfigError where they do not come."""
         paths = {self._path(name): name for name in names}
         if not paths:
             return {}
         options = {} if any(map(is_large, paths.values())) else self._one_stream
-        contents: dict[str, bytes] = self._fs.cat(list(paths), **options)
+        with self._reached("read"):
+            contents: dict[str, bytes] = self._fs.cat(list(paths), **options)
         return {paths[path]: data for path, data in contents.items()}
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove objects."""
         paths = [self._path(name) for name in names]
         if paths:
-            self._fs.rm(paths)
+            with self._reached("written to"):
+                self._fs.rm(paths)
+
+    @contextlib.contextmanager
+    def _reached(self, doing: str) -> Iterator[None]:
+        """Raise ConfigError for what a file system raises of the network, of rights or of damage.
+
+        Each has errors of its own for these. That an object is not there, or there already, is for
+        those to judge who asked for it.
+        """
+        try:
+            yield
+        except (RadprobeError, FileNotFoundError, FileExistsError, TypeError):
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"{self.url} cannot be {doing}: {type(error).__name__}: {error}. Check the "
+                "network, the credentials and what they allow, and the endpoint (for s3://: "
+                "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL)."
+            ) from error
 
     def _path(self, name: str) -> str:
         if name and not is_store_name(name):

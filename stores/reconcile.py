@@ -93,7 +93,8 @@ class Known:
     -> sha256 of the file it was made from, None where there is none. hash_file: path -> sha256 now.
     failed: row -> reason, of committed rows that could not be read. spent: rows that hold nothing
     and never will. boundary: the first row of a fresh part. withdrawn: patients withdrawn by name;
-    their slices are not among the discovered. joined: whether the slices of one series stand or
+    their slices are not among the discovered. barred: rows of theirs, which no other slice takes for
+    its content. joined: whether the slices of one series stand or
     fall together, by their modality, because the features of each depend on all. why_gone: of a
     slice (path, frame) that is not among the discovered, why.
     """
@@ -105,6 +106,7 @@ class Known:
     failed: Mapping[int, str] = field(default_factory=dict)
     spent: AbstractSet[int] = frozenset()
     withdrawn: AbstractSet[str] = frozenset()
+    barred: AbstractSet[int] = frozenset()
     joined: Callable[[str], bool] = lambda modality: False
     why_gone: Callable[[str, int], str] = lambda path, frame: NOT_FOUND
 
@@ -412,12 +414,11 @@ class _Matching:
                 self.verdicts[name] = _Verdict("moved", f"it was {stored.path!r}")
 
     def _untaken_by_content(self) -> dict[Any, list[SliceRow]]:
-        """Return the rows no slice has yet, by content, frame and modality; failed ones aside."""
-        taken = set(self.rows.values())
-        to_retry = set(self._known.to_retry())
+        """Return the rows a slice may have, by content, frame and modality; failed ones aside."""
+        not_these = {*self.rows.values(), *self._known.to_retry(), *self._known.barred}
         by_content: dict[Any, list[SliceRow]] = defaultdict(list)
         for stored in self._left_over:
-            if stored.row in taken or stored.row in to_retry:
+            if stored.row in not_these:
                 continue
             content = self._known.digest_of(stored.row)
             if content:

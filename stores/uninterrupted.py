@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
@@ -33,7 +34,17 @@ def uninterrupted() -> Iterator[None]:
             signal.signal(number, put_off)
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for late in came:
-            signal.raise_signal(late)
+        # Ctrl-C last: it is put off until the other is given back, and heard.
+        back = [functools.partial(signal.signal, *each) for each in reversed(before.items())]
+        late = [functools.partial(signal.raise_signal, number) for number in sorted(came)[::-1]]
+        _call_all([*back, *late])
+
+
+def _call_all(calls: Sequence[Callable[[], object]]) -> None:
+    """Call each, also where one before it is interrupted."""
+    if calls:
+        first, *others = calls
+        try:
+            first()
+        finally:
+            _call_all(others)

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 class Withdrawn:
     """The patients (pseudonyms) who were withdrawn by name.
 
-    purged: those of them whose numbers were taken out. files: of a patient whom a label file alone
-    names, the keyed hashes of the files' paths: they stay out where the labels are not at hand.
+    purged: those of them whose numbers were taken out. files: of each, keyed hashes of the contents
+    of files, and of the paths of those that no header names: they stay out where the labels are not
+    at hand, and whatever they are called.
     """
 
     patients: frozenset[str] = frozenset()

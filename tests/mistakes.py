@@ -214,6 +214,7 @@ MISTAKES = [
     Mistake("a number is a word", EXTRACT, {"probe.steps": "many"}),
     Mistake("a number is out of its range", EXTRACT, {"split.folds": 1}),
     Mistake("a list is empty", EXTRACT, {"knn.k": []}),
+    Mistake("a part has a number of rows that none can have", EXTRACT, {"outputs.part_rows": 100}),
     Mistake("a key that is needed is not there", EXTRACT, {"tasks.look": {"level": "image"}}),
     Mistake("a block is a list", EXTRACT, {"tasks": ["look"]}),
     Mistake("a task's level is misspelt", "evaluate my.yaml", {"tasks.look.level": "pateint"}),

@@ -12,6 +12,7 @@ from pipeline.config.modalities import modality_code
 from pipeline.config.tasks import Missing, Uncertain
 from pipeline.recipe import Output, PatchTokens, Precision, Raptor, Treatment
 from pipeline.shared.frozen import Frozen
+from stores.layout import Layout
 
 _ROOT_NAME = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 
@@ -141,6 +142,14 @@ class Outputs(Frozen):
     blocks: int = 4
     dtype: Literal["float16", "float32"] = "float16"
     part_rows: int | None = None
+
+    @field_validator("part_rows")
+    @classmethod
+    def _divides(cls, part_rows: int | None) -> int | None:
+        """Refuse a number of rows that no part can have."""
+        if part_rows is not None:
+            Layout(part_rows)
+        return part_rows
 
 
 # What split.column and subgroups call the name of a row's root.

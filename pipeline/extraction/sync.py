@@ -10,7 +10,7 @@ import contextlib
 import functools
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 
 from pipeline.annotations.label_file import read_labels
 from pipeline.annotations.mask_matching import join
-from pipeline.annotations.patients import note_patients, patients_by_labels
+from pipeline.annotations.patients import note_patients
 from pipeline.config.root import Config
 from pipeline.extraction.discover import READER_VERSION, Discovery, Open, discover
+from pipeline.extraction.kept_out import HashFile, KeptOut
 from pipeline.extraction.recipes import seen_by_volume
 from pipeline.extraction.selection import Selection
 from pipeline.io.detached import content_digest
@@ -46,6 +47,8 @@ from stores.withdrawn import NOBODY, Withdrawn
 
 log = logging.getLogger(__name__)
 
+# Digests of files that are remembered while a collection is looked at.
+_REMEMBERED = 2**16
 # Why a slice of the store is not wanted now.
 EXCLUDED = "data.include and data.exclude leave it out"
 UNWANTED = "data.leave_out or data.only leaves it out"
@@ -195,18 +198,24 @@ def _look(
         elsewhere=open_files,
     )
 
-    # Slices are left out before rows are given, so that none takes a row that must not have one:
-    # those of a patient who was withdrawn by name, then those that are not wanted.
-    of_patients, withdrawn = _without_patients(config, discovery.slices, tables.withdrawn, key)
-    candidates, notes = _without_flags(of_patients, config.data.leave_out)
-    slices = _selected(config, candidates, stored.slices, key)
     # A digest of an earlier look says nothing where every file is to be hashed again.
     files_before = stored.files.slice(0, 0) if rehash else stored.files
     opened = _opened(discovery.files, files_before)
+    hash_file = functools.lru_cache(_REMEMBERED)(functools.partial(_sha256, config.data.root))
+    # Slices are left out before rows are given, so that none takes a row that must not have one:
+    # those of a patient who was withdrawn by name, then those that are not wanted.
+    kept_out = KeptOut(config, Names(config.store, config.data.paths, key), hash_file)
+    as_before = _as_before(stored.slices, opened)
+    of_patients, withdrawn = kept_out.without(discovery.slices, tables.withdrawn, as_before)
+    candidates, notes = _without_flags(of_patients, config.data.leave_out)
+    slices = _selected(config, candidates, stored.slices, key)
     reconciled = reconcile(
         stored.slices,
         slices,
-        _known(config, store, tables, stored.slices, opened, of_patients),
+        replace(
+            _known(config, store, tables, stored.slices, opened, of_patients, hash_file),
+            barred=kept_out.rows_of(stored.slices, withdrawn),
+        ),
     )
 
     show = functools.partial(hide_path, key) if config.data.paths == "hide" else reveal
@@ -254,51 +263,10 @@ def rules_of(files: pa.Table) -> bytes | None:
     return metadata.get(_RULES)
 
 
-def _without_patients(
-    config: Config, slices: pa.Table, withdrawn: Withdrawn, key: bytes
-) -> tuple[pa.Table, Withdrawn]:
-    """Return the slices (real paths) that are of none of the patients who were withdrawn by name.
-
-    By their headers or the path rule, by the label file, and by the files that a label file gave to
-    one of them before. The files that it gives to one of them now are among `withdrawn` as it comes
-    back, so that they stay out where the labels are not at hand.
-    """
-    if not withdrawn.patients:
-        return slices, withdrawn
-    names = Names(config.store, config.data.paths, key)
-    patients = pa.array(sorted(withdrawn.patients))
-    by_headers = pc.is_in(slices["patient"], patients).to_numpy()
-    of_labels = pa.array(_patients_by_labels(config, slices, names), pa.string())
-    by_labels = pc.is_in(of_labels, patients).to_numpy(zero_copy_only=False) & ~by_headers
-    labelled = pa.table({"patient": of_labels, "path": slices["path"]}).filter(pa.array(by_labels))
-    of_each = labelled.group_by("patient").aggregate([("path", "distinct")]).to_pylist()
-    files = {
-        each["patient"]: frozenset(names.pseudonym("file", path) for path in each["path_distinct"])
-        for each in of_each
-    }
-    withdrawn = withdrawn.adding((), files)
-    gone = by_headers | by_labels
-    if withdrawn.files:
-        hashes = withdrawn.all_files
-        paths = pc.unique(slices["path"]).to_pylist()
-        files_gone = [path for path in paths if names.pseudonym("file", path) in hashes]
-        gone |= pc.is_in(slices["path"], pa.array(files_gone, pa.string())).to_numpy()
-    return where(slices, pa.array(~gone)), withdrawn
-
-
-def _patients_by_labels(config: Config, slices: pa.Table, names: Names) -> NDArray[np.object_]:
-    """Return (m,) whom the label file gives each slice to, None for nobody."""
-    if config.labels is not None and config.labels.patient is not None:
-        try:
-            table = read_labels(config.labels, [])
-            return patients_by_labels(table, slices, config.data.root, names)
-        except LabelError as error:
-            log.warning(
-                "Later images of withdrawn patients are kept out by their headers and paths alone, "
-                "since labels cannot be asked: %s",
-                error,
-            )
-    return np.full(len(slices), None, dtype=object)
+def _as_before(stored: pa.Table, opened: pa.Array) -> pa.Array:
+    """Return the paths of live slices whose files nothing speaks against being as they were."""
+    paths = where(stored, pc.invert(stored["withdrawn"]))["path"].combine_chunks()
+    return paths.filter(pc.invert(pc.is_in(paths, opened)))
 
 
 def _without_flags(slices: pa.Table, unwanted: tuple[str, ...]) -> tuple[pa.Table, list[str]]:
@@ -326,19 +294,19 @@ def _known(
     stored: pa.Table,
     opened: pa.Array,
     discovered: pa.Table,
+    hash_file: HashFile,
 ) -> Known:
     """Return what the store knows of its rows beside its tables, as `reconcile` asks it.
 
     stored: the store's slices with real paths; opened: paths of files that are not as last seen;
     discovered: all slices that the config might want.
     """
-    root = config.data.root
     last_row = stored["row"][-1].as_py() if len(stored) else -1
     # Receipts are read after the folder, which takes long: what was committed meanwhile counts.
     return Known(
         opened=opened,
         digest_of=_FileDigests(store).of,
-        hash_file=lambda path: _sha256(root, path),
+        hash_file=hash_file,
         # A committed part is never written again: new slices begin a part of their own.
         boundary=store.layout.next_boundary(last_row + 1),
         failed=store.failures(),

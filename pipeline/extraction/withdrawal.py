@@ -22,6 +22,7 @@ from pipeline.annotations.patients import notes_of, patient_names, patients_by_l
 from pipeline.config.data import Data
 from pipeline.config.root import Config
 from pipeline.extraction.discover import PathRules
+from pipeline.extraction.kept_out import hash_of_content, hash_of_path
 from pipeline.shared.paths import unescape_path
 from pipeline.shared.pseudonyms import Names
 from stores import FeatureStore
@@ -35,6 +36,8 @@ HEADERS = "headers"
 PATH_RULE = "the path rule"
 EITHER = "headers or the path rule"
 LABELS = "labels"
+COPIES = "the bytes of their files, without a name"
+Digests = NDArray[np.uint8]  # (m, 32): of the file of each slice, 0 where none was read
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,9 @@ class PatientSlices:
     """What a store has of one patient.
 
     names: the patient's pseudonyms; several where a label file calls the patient of a header
-    otherwise. rows: of slices that a label file alone gives to the patient; files: the keyed hashes
-    of their paths, by patient. found_by: how many slices were found by what.
+    otherwise. rows: of slices that no header gives to the patient: those that a label file does,
+    and copies of the patient's files that name nobody. files: the keyed hashes of their paths, and
+    of the contents of all the patient's files, by patient. found_by: how many slices by what.
     """
 
     names: tuple[str, ...]
@@ -90,13 +94,52 @@ def find_patient(path: Path, patient: str, config: Config | None = None) -> Pati
         by_labels |= np.isin(source.patients, sorted(wanted))
     # Only these must be named by row: a later look knows the others by their headers.
     alone = by_labels & ~of_header
-    rows = row_numbers(slices)[alone]
+    named = in_headers.astype(bool)
+    for source in sources:
+        named |= np.array([patient is not None for patient in source.patients], bool)
+    digests = store.read("file_digest")[row_numbers(slices)]
+    copies = _same_files(digests, of_header | by_labels, ~named)
+    found_by = _found_by(config, names, slices, of_header, alone, wanted)
+    if copies.any():
+        found_by[COPIES] = int(copies.sum())
+    patients = tuple(sorted(wanted))
+    files = _files_of(sources, names, slices, alone, wanted)
+    if names.has_key:
+        contents = _contents(names, digests[of_header | by_labels])
+        files[patients[0]] = files.get(patients[0], frozenset()) | contents
+        files[patients[0]] |= _files_without_name(names, slices, copies)
     return PatientSlices(
-        names=tuple(sorted(wanted)),
-        rows=rows,
-        files=_files_of(sources, names, slices, alone, wanted),
-        found_by=_found_by(config, names, slices, of_header, alone, wanted),
+        names=patients,
+        rows=row_numbers(slices)[alone | copies],
+        files=files,
+        found_by=found_by,
     )
+
+
+def _same_files(digests: Digests, theirs: Mask, nameless: Mask) -> Mask:
+    """Return (m,) which slices without a patient's name are of a file equal to one of theirs."""
+    known = {bytes(digest) for digest in digests[theirs] if digest.any()}
+    same = np.zeros(len(digests), bool)
+    if known:
+        for place in np.flatnonzero(nameless & ~theirs).tolist():
+            same[place] = bytes(digests[place]) in known
+    return same
+
+
+def _files_without_name(names: Names, slices: pa.Table, copies: Mask) -> frozenset[str]:
+    """Return the keyed hashes of the paths of copies."""
+    if not copies.any():
+        return frozenset()
+    paths = names.revealed(slices.filter(pa.array(copies)))["path"].to_pylist()
+    return frozenset(hash_of_path(names, path) for path in paths if path)
+
+
+def _contents(names: Names, digests: Digests) -> frozenset[str]:
+    """Return the keyed hashes of the contents of files, by which a copy is known."""
+    if not digests.any():
+        return frozenset()  # and no key is made, or asked for
+    each = np.unique(digests[digests.any(axis=1)], axis=0)
+    return frozenset(hash_of_content(names, bytes(digest).hex()) for digest in each)
 
 
 def _unknown(path: Path, config: Config | None) -> str:
@@ -173,7 +216,7 @@ def _files_of(
     for source in sources:
         for path, patient in zip(paths, source.patients[alone], strict=True):
             if path and patient in wanted:
-                hashes[patient].add(names.pseudonym("file", path))
+                hashes[patient].add(hash_of_path(names, path))
     return {patient: frozenset(each) for patient, each in hashes.items()}
 
 

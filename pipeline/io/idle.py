@@ -7,6 +7,7 @@ each call. What waits here takes memory, and is ended once nobody has come for i
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 
 from pipeline.io.process import Worker
@@ -19,6 +20,7 @@ class IdleWorkers:
 
     def __init__(self) -> None:
         self._workers: list[Worker] = []
+        self._of_parent: list[Worker] = []
         self._lock = threading.Lock()
         self._timer: threading.Timer | None = None
 
@@ -45,6 +47,13 @@ class IdleWorkers:
             self._timer.daemon = True
             self._timer.start()
 
+    def forget(self) -> None:
+        """Begin anew in a forked process: those that wait are its parent's, which goes on."""
+        self._of_parent = self._workers  # kept: nothing of them may be ended here
+        self._workers = []
+        self._lock = threading.Lock()  # another thread, which is not here, may have had it
+        self._timer = None
+
     def close(self) -> None:
         """End those that wait."""
         with self._lock:
@@ -54,3 +63,4 @@ class IdleWorkers:
 
 IDLE = IdleWorkers()
 atexit.register(IDLE.close)
+os.register_at_fork(after_in_child=IDLE.forget)

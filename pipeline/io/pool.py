@@ -242,16 +242,21 @@ class WorkerPool:
         for worker in self.workers:
             room = worker.room(self.at_once)
             if worker.ready and room >= self.at_once // 2:
-                self._start(worker, self._begin(room, at_least=0))
+                self._start(worker, self._begin(room, at_least=0, text=worker.text_room()))
 
-    def _begin(self, room: int, at_least: int) -> list[FileTask]:
+    def _begin(self, room: int, at_least: int, text: int | None = None) -> list[FileTask]:
         """Return the next tasks for one worker, which has room for so many frames.
 
         No more than its share of what is left: near the end, nobody waits for one who has several.
+        text: bytes of the message that hands them over, to a worker that may not take it at once.
         """
         tasks: list[FileTask] = []
         share = max(at_least, len(self.submitted) // self.width)
         while len(tasks) < share and room > 0:
+            if text is not None:
+                text -= self.submitted[0].text_bytes()
+                if text < 0:
+                    break
             task = self.submitted.popleft()
             tasks.append(task)
             room -= task.frames_to_come()

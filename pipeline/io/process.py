@@ -28,6 +28,8 @@ _ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
     "MALLOC_TRIM_THRESHOLD_": str(2**28),
 }
+# Of messages that a worker has not taken yet; a socket holds three times as much.
+_TEXT_BYTES = 2**16
 # Files after which a worker makes room for a fresh one: C decoders leak.
 _FILES_A_WORKER = 2000
 
@@ -53,6 +55,11 @@ class FileTask:
     def frames_to_come(self) -> int:
         """Return how many frames have not come; headers count as one."""
         return 1 if self.frames is None else len(self.frames) - self.received
+
+    def text_bytes(self) -> int:
+        """Return how long the message is at the most that hands the task over."""
+        numbers = 0 if self.frames is None else 8 * self.frames_to_come()
+        return 256 + 6 * len(self.path) + 32 * len(self.tags) + numbers
 
     def fail(self, reason: Reason, detail: str) -> None:
         """End the task: each frame that has not come is a failure, and headers fail as a whole."""
@@ -120,6 +127,14 @@ class Worker:
     def frames_to_come(self) -> int:
         """Return how many frames of the files before it have not come."""
         return sum(task.frames_to_come() for task in self.tasks)
+
+    def text_room(self) -> int:
+        """Return how long a message to it may be while it is at a file.
+
+        It may wait then until its parent takes pixels from it: if its parent waited as well, until
+        it takes a message, neither would ever go on. So much fits between them.
+        """
+        return _TEXT_BYTES - sum(task.text_bytes() for task in self.tasks)
 
     def is_usable(self) -> bool:
         """Return whether it starts or waits for a file, lives, and has not read too many."""

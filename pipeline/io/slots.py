@@ -48,8 +48,9 @@ class Slot:
         self.__array_interface__ = pixels | {"data": (memory.address + at, False), "version": 3}
 
     def __del__(self) -> None:
-        """Let the process have it again."""
-        self._memory.bytes[self._number] = 0
+        """Let the process have it again; a copy of this in a forked process has no say in it."""
+        if os.getpid() == self._memory.owner:
+            self._memory.bytes[self._number] = 0
 
 
 class SlotMemory:
@@ -58,6 +59,7 @@ class SlotMemory:
     def __init__(self, size: int) -> None:
         """size: bytes of pixels that it holds. Raises OSError where a system has none to share."""
         self._unpin: Callable[[], None] | None = None  # once a card reads it
+        self.owner = os.getpid()
         if not hasattr(os, "memfd_create"):
             raise OSError("this system has no memory without a name")
         self.fd = os.memfd_create("radprobe-slots", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -77,7 +79,7 @@ class SlotMemory:
 
     def __del__(self) -> None:
         """Take the memory from the card before it is gone."""
-        if self._unpin is not None:
+        if self._unpin is not None and os.getpid() == self.owner:
             self._unpin()
 
     def close_file(self) -> None:

@@ -6,9 +6,13 @@ import contextlib
 import functools
 from collections.abc import Callable
 
-import torch
-
 from stores.errors import DeviceError
+from stores.uninterrupted import uninterrupted
+
+# Ctrl-C in the middle of this import leaves half of torch, of which a process, such as a
+# notebook's, can make nothing any more. Who imports torch for a run comes by here first.
+with uninterrupted():
+    import torch
 
 _PORTABLE = 1  # cudaHostRegisterPortable: for all GPUs of the process
 _CONTEXT_BYTES = 2**30  # what a process takes of a GPU beside its tensors, generously

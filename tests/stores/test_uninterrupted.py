@@ -55,3 +55,35 @@ def test_a_claim_is_given_back_wherever_an_interruption_comes_between(
         assert not stems(tmp_path), f"interrupted at line {line}, the claim is left"
         line += 1
     assert line > 20
+
+
+def test_all_handlers_are_given_back_wherever_an_interruption_comes() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+    def hold() -> None:
+        with uninterrupted():
+            pass
+
+    line = 1
+    while interrupted_at(line, "/stores/uninterrupted.py", hold):
+        after = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+        assert after == before, f"interrupted at line {line}"
+        line += 1
+    assert line > 10
+
+
+def test_of_two_signals_put_off_neither_is_lost() -> None:
+    came: list[int] = []
+
+    def work() -> None:
+        with uninterrupted():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            work()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert came == [signal.SIGTERM]

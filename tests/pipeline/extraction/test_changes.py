@@ -495,6 +495,47 @@ def test_a_withdrawn_patient_stays_out(case: Case) -> None:
     assert counts(run(case.config())) == {"same": SLICES, "added": 1}
 
 
+@pytest.mark.parametrize("purged", [False, True])
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_withdrawn_picture_stays_out_whatever_it_is_called(
+    case: Case, purged: bool, copied: bool
+) -> None:
+    """Whom a label file names by path alone is known by the bytes once the path is another."""
+    (case.folder / "l.csv").write_text("path,who\nx0.png,P0\nx1.png,P1\n")
+    labels = {"labels__file": "l.csv", "labels__patient": "who"}
+    config = case.config(**labels)
+    shutil.copy(case.data / "x0.png", case.data / "before.png")  # in the store under no name
+    run(config)
+    patient = find_patient(case.folder / "store", "P0", config)
+    assert patient.found_by["the bytes of their files, without a name"] == 1
+    assert patient.withdraw(case.store) == 2
+    if purged:
+        assert patient.purge(case.store).rows == 2
+    if copied:
+        shutil.copy(case.data / "x0.png", case.data / "later.png")
+    else:
+        (case.data / "x0.png").rename(case.data / "later.png")
+    for _ in range(2):
+        kept_out = {"of withdrawn patients": 3 if copied else 2}
+        assert counts(run(case.config(**labels))) == {"same": SLICES - 1} | kept_out
+    # Another's picture of the same bytes is another's.
+    shutil.copy(case.data / "later.png", case.data / "x1.png")
+    assert (
+        counts(run(case.config(**labels)))
+        == {
+            "same": SLICES - 2,
+            "changed": 1,
+            "withdrawn": 1,
+        }
+        | kept_out
+    )
+    patient.readmit(case.store)
+    found = counts(run(case.config(**labels)))
+    assert sum(n for kind, n in found.items() if kind in ("added", "moved")) == sum(
+        kept_out.values()
+    )
+
+
 def test_purged_numbers_are_gone_from_every_file(case: Case) -> None:
     store, bert = case.store, find_patient(case.folder / "store", "BERT").names[0]
     row = dict(zip(*_paths(case), strict=True))["b"]

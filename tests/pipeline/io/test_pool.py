@@ -354,3 +354,21 @@ def test_workers_and_this_process_read_the_same(tmp_path):
         assert (a.file_digest, a.pixel_digest) == (b.file_digest, b.pixel_digest)
         np.testing.assert_array_equal(a.item.pixels, b.item.pixels)
         assert (a.item.frame, a.item.voi) == (b.item.frame, b.item.voi)
+
+
+def test_a_worker_that_waits_for_its_parent_is_not_waited_for(tmp_path, monkeypatch):
+    """It takes no message while nobody takes its pixels: a long one would be sent for ever."""
+    for name in ("_SLOT_BYTES", "_LEAST_SLOT_BYTES", "_AHEAD_BYTES"):
+        monkeypatch.setattr(f"pipeline.io.pool.{name}", 2**22)
+    IDLE.close()
+    large = np.random.default_rng(0).normal(size=(700, 700, 30)).astype(np.float32)
+    nib.save(nib.Nifti1Image(large, np.eye(4)), tmp_path / "a.nii")
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 50, 1000), np.int16), np.eye(4)), tmp_path / "b.nii")
+    requests = [Request("a.nii", tuple(range(30))), Request("b.nii", tuple(range(50_000)))]
+    held = []
+    with closing(read_files(tmp_path, requests, workers=1)) as reads:
+        for _ in range(30):
+            held.append(next(reads))
+            time.sleep(0.02)  # the worker has the next, and no room for it
+        assert next(reads).item.frame == 0
+    IDLE.close()

@@ -316,3 +316,26 @@ def _children() -> list[int]:
     for task in Path("/proc/self/task").iterdir():
         pids += map(int, (task / "children").read_text().split())
     return pids
+
+
+def test_a_forked_process_takes_no_slot_from_its_parent(tmp_path: Path) -> None:
+    """Where it lets go of pixels, and where it ends, its parent has them all the same."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for k in range(40):
+        phantoms.write_png(folder / f"{k:02}.png", _pixels(k))
+    requests = [Request(path.name, (0,)) for path in sorted(folder.iterdir())]
+    expected = [read.item.pixels for read in read_files(folder, requests, workers=0)]
+    with closing(read_files(folder, requests, workers=1)) as reads:
+        held = [next(reads).item.pixels for _ in range(10)]
+        assert any(map(is_in_slot, held))
+        child = os.fork()
+        if not child:
+            held.clear()
+            gc.collect()
+            assert IDLE.take() is None
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        held += [read.item.pixels for read in reads]
+    for pixels, wanted in zip(held, expected, strict=True):
+        np.testing.assert_array_equal(pixels, wanted)
