@@ -127,7 +127,7 @@ def plan(
     read. Exits with 1 where nothing that is asked can be answered.
     """
     from pipeline.config.loading import load_config
-    from pipeline.extraction.plan import plan
+    from pipeline.extraction.plan import plan, unnamed
     from pipeline.outlook import Outlook, outlook_of
 
     settings = load_config(config, store)
@@ -140,7 +140,7 @@ def plan(
     with busy("looking at the collection"):
         planned = plan(settings, rehash=rehash, on_look=look_ahead)
     if not paths:
-        planned = replace(planned, set_aside=[replace(each, path="") for each in planned.set_aside])
+        planned = replace(planned, set_aside=unnamed(planned.set_aside))
     if as_json:
         print(
             json.dumps(

@@ -17,9 +17,10 @@ from pipeline.commands.printing import (
     show_mask_validation,
     show_validation,
 )
+from pipeline.shared.texts import count
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from rich.console import Console
 
@@ -319,7 +320,21 @@ def _left_out_lines(tally: RunTally, unwritten: str, other: int = 0) -> list[str
         "slices of other modalities were left out": other,
         "slices await `radprobe extract`, and their units were left out": tally.pending,
     }
-    return [*(f"{n} {what}." for what, n in counts.items() if n), *(f"{n}." for n in tally.notes)]
+    lines = [f"{n} {what}." for what, n in counts.items() if n]
+    # What nobody took for an image is told apart from what should have been one.
+    lines += _by_kind_lines(
+        "Without a row, as no images by themselves", "file", tally.files_set_aside
+    )
+    lines += _by_kind_lines("Not searched", "folder", tally.folders_left_out)
+    return [*lines, *(f"{note}." for note in tally.notes)]
+
+
+def _by_kind_lines(how: str, one: str, counts: Mapping[str, int]) -> list[str]:
+    """Return how many files or folders have no part in a run, and how many are what."""
+    if not counts:
+        return []
+    each = "; ".join(f"{what} {n}" for what, n in sorted(counts.items()))
+    return [f"{how}: {count(sum(counts.values()), one)} ({each})."]
 
 
 def _print_tally(model: Model, tally: PredictTally, written: Path) -> None:

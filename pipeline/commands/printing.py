@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from pipeline.fitted.validate import AnyValidation, Validation
     from pipeline.fitted.validate_masks import MaskValidation
     from pipeline.recipe import Recipe
-    from pipeline.results import Difference, Metric, Result, Score, Segmented
+    from pipeline.results import Difference, Metric, Result, Score, Segmented, Tally
     from pipeline.segmentation.patch_search import PatchHit
 
 RANDOM = (
@@ -291,21 +291,26 @@ def _number(metric: Metric, sign: str = "") -> str:
 def _show_origin(out: Console, results: Sequence[Result]) -> None:
     """Say what was left out of the tasks, and what the answers came from."""
     for task, tally in {result.task: result.tally for result in results}.items():
-        left = {name: n for name, n in tally.model_dump().items() if isinstance(n, int) and n}
-        filled = left.pop("filled_labels", 0)
-        if filled:
-            text = f"{task}: {filled} uncertain or empty values count as 0 or 1, as asked."
-            out.print(text, highlight=False)
-        units = left.pop("unreadable_units", 0)
-        patients = left.pop("unreadable_patients", 0)
-        if left:
-            each = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in left.items())
-            if units:
-                each += f"; {count(units, 'unit')}"
-                each += f" and {count(patients, 'patient')}" if patients else ""
-                each += " lost all slices with the unreadable ones"
-            out.print(f"{task}: left out {each}.", highlight=False)
+        _show_tally(out, task, tally)
     _show_filed(out, results)
+
+
+def _show_tally(out: Console, task: str, tally: Tally) -> None:
+    """Say what was left out of a task."""
+    left = {name: n for name, n in tally.model_dump().items() if isinstance(n, int) and n}
+    filled = left.pop("filled_labels", 0)
+    if filled:
+        text = f"{task}: {filled} uncertain or empty values count as 0 or 1, as asked."
+        out.print(text, highlight=False)
+    units = left.pop("unreadable_units", 0)
+    patients = left.pop("unreadable_patients", 0)
+    if left:
+        each = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in left.items())
+        if units:
+            each += f"; {count(units, 'unit')}"
+            each += f" and {count(patients, 'patient')}" if patients else ""
+            each += " lost all slices with the unreadable ones"
+        out.print(f"{task}: left out {each}.", highlight=False)
 
 
 def show_tuned(out: Console, results: Sequence[Result | Segmented], store: Path) -> None:
@@ -373,7 +378,7 @@ def show_segmented(out: Console, answers: Sequence[Segmented]) -> None:
         for whose, note in notes_once(of_task):
             out.print(f"{whose}: {note}.", highlight=False)
         # Masks and slices are the task's: every head left out the same.
-        _show_left_out(out, task, first)
+        _show_left_out(out, task, first.tally)
     _show_few(out, answers)
     _show_filed(out, answers)
 
@@ -398,11 +403,10 @@ def _marks(metrics: Mapping[str, Metric]) -> Iterator[str]:
             yield f"{metric.value:.{digits}f}"
 
 
-def _show_left_out(out: Console, task: str, answer: Segmented) -> None:
+def _show_left_out(out: Console, task: str, tally: Tally) -> None:
     """Say which masks could not be used, and which slices have none."""
     from pipeline.shared.pseudonyms import HIDDEN
 
-    tally = answer.tally
     if tally.unmatched_labels:
         first = "; ".join(tally.unmatched_label_examples)
         out.print(f"{task}: {tally.unmatched_labels} masks cannot be used: {first}.")
@@ -545,6 +549,7 @@ def show_agreements(out: Console, agreements: Sequence[Agreement], recipe: Recip
 def show_validation(out: Console, validation: Validation) -> None:
     """Print how a model does elsewhere, beside how it did at home."""
     _show_elsewhere(out, validation)
+    _show_tally(out, validation.task, validation.tally)
     _show_calibration(out, "Calibration", validation.calibration)
     _show_calibration(out, "Calibration, as the model calibrates", validation.calibrated)
     made = validation.recalibration
@@ -557,6 +562,7 @@ def show_validation(out: Console, validation: Validation) -> None:
 def show_mask_validation(out: Console, validation: MaskValidation) -> None:
     """Print how a model draws elsewhere, beside how it did at home."""
     _show_elsewhere(out, validation)
+    _show_left_out(out, validation.task, validation.tally)
     labels = validation.score.labels
     if labels:
         table = _table("By structure", ("structure",), list(SEGMENTATION.values()))

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from pipeline.config.data import Data
 from pipeline.extraction.lone_slices import flag_lone_slices
-from pipeline.extraction.selection import Selection
+from pipeline.extraction.selection import OTHER, Selection
 from pipeline.extraction.walk import walk
 from pipeline.io.decode import check_tags, read_headers, stored_pixels
 from pipeline.io.formats.limits import NO_PICTURE, as_unreadable
@@ -40,7 +40,6 @@ from stores.slices import FILE_SCHEMA, SLICE_SCHEMA, as_table, where, with_colum
 # another is no guide.
 READER_VERSION = 5
 _TIME_LIMIT_S = 60.0
-_OTHER = "other"
 IDENTIFIER_IN_PATH = "identifier-in-path"
 # What a slice's modality is where its file names none.
 UNKNOWN_MODALITY = "OT"
@@ -483,9 +482,9 @@ def _with_reasons(
 def _reason(path: str, error: UnreadableError) -> str:
     """Return the reason for the table; what nobody took for an image is `other`."""
     if error.detail.startswith(NO_PICTURE):
-        return _OTHER
+        return OTHER
     no_image = error.reason == "empty" or error.detail.startswith((NO_FORMAT, ARCHIVE))
-    return _OTHER if no_image and not _named_as_image(path) else error.reason
+    return OTHER if no_image and not _named_as_image(path) else error.reason
 
 
 def _named_as_image(path: str) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -21,7 +21,7 @@ from pipeline.extraction.recipes import (
     open_store,
     part_rows_of,
 )
-from pipeline.extraction.selection import left_out_folders, set_aside
+from pipeline.extraction.selection import LEFT_OUT, OTHER, left_out_folders, set_aside
 from pipeline.extraction.sync import Look, look
 from pipeline.inference.throughput import load_throughput
 from pipeline.recipe import Recipe
@@ -31,21 +31,18 @@ from stores.features import LEDGER
 from stores.reconcile import Change
 from stores.storage import storage_of
 
-# Files that are set aside which a plan names.
-EXAMPLES = 5
-
 
 @dataclass(frozen=True)
 class Plan:
     """What `extract` would do now.
 
     found: how many slices came which way, or were left out as unmasked; embed: slices that the
-    network would see (of those, some may turn out to have known pixels); set_aside: the first of
-    the files that are set aside, with why, their paths real; folders_left_out: by what they are;
-    notes: what of the config has no effect; parts, bytes, files: what would be written; part_rows:
-    slices that a part takes the room of, full or not; hours: by what `hours_by` names, None where
-    nothing is known: what this machine measured of the network, or else the pace of what the store
-    holds.
+    network would see (of those, some may turn out to have known pixels); set_aside: the files that
+    are set aside and the folders left out, by reason, their paths real; folders_left_out: by what
+    they are; notes: what of the config has no effect; parts, bytes, files: what would be written;
+    part_rows: slices that a part takes the room of, full or not; hours: by what `hours_by` names,
+    None where nothing is known: what this machine measured of the network, or else the pace of what
+    the store holds.
     """
 
     store: str
@@ -113,7 +110,7 @@ def plan(
         slices=len(live),
         found=this_look.counts,
         files_set_aside=dict(set_aside(this_look.files)),
-        set_aside=_first_aside(this_look),
+        set_aside=_by_reason(this_look),
         folders_left_out=dict(left_out_folders(this_look.files)),
         notes=list(this_look.notes),
         embed=embed,
@@ -126,10 +123,21 @@ def plan(
     )
 
 
-def _first_aside(this_look: Look) -> list[Lost]:
-    """Return the first files that a look sets aside, those that may be images before others."""
-    lost = aside(this_look.names.revealed(this_look.files))
-    return sorted(lost, key=lambda each: each.reason == "other")[:EXAMPLES]
+def _by_reason(this_look: Look) -> list[Lost]:
+    """Return what a look sets aside, by reason: what may be images first, folders left out last."""
+
+    def rank(each: Lost) -> tuple[bool, str, bool]:
+        return each.reason == OTHER, each.reason, each.detail.startswith(LEFT_OUT)
+
+    return sorted(aside(this_look.names.revealed(this_look.files)), key=rank)
+
+
+def unnamed(lost: Sequence[Lost]) -> list[Lost]:
+    """Return the first of each reason, without its path."""
+    first: dict[str, Lost] = {}
+    for each in lost:
+        first.setdefault(each.reason, replace(each, path=""))
+    return [*first.values()]
 
 
 def explain(config: Config, *, rehash: bool = False) -> Explanation:

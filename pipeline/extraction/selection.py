@@ -20,6 +20,8 @@ from pipeline.shared.folders import hidden_kind
 from pipeline.shared.globs import Globs
 from pipeline.shared.paths import matcher, unescape_path
 
+# The reason of what nobody took for an image.
+OTHER = "other"
 # How the detail of a folder begins that was left out; what it is follows.
 LEFT_OUT = "left out: "
 STORE = "a store of radprobe"

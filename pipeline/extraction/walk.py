@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.extraction.selection import LEFT_OUT, STORE, Selection
+from pipeline.extraction.selection import LEFT_OUT, OTHER, STORE, Selection
 from pipeline.io.detached import ImageStat, may_be_detached
 from pipeline.io.formats.limits import NO_PICTURE, as_unreadable
 from pipeline.shared.paths import escape_path
@@ -23,7 +23,6 @@ Row = dict[str, Any]
 
 # Folders that are listed at a time.
 _THREADS = 16
-_OTHER = "other"
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def _list(root: Path, folder: str, selection: Selection) -> _Listing:
                             headers.append(path)
                         yield row
                 elif kind := selection.left_out(path):
-                    yield _file_row(path, None, _OTHER, f"{LEFT_OUT}{kind}")
+                    yield _file_row(path, None, OTHER, f"{LEFT_OUT}{kind}")
                 else:
                     below.append(path)
 
@@ -96,7 +95,7 @@ def _list(root: Path, folder: str, selection: Selection) -> _Listing:
     place = (status.st_dev, status.st_ino)
     # A store in the midst of a collection: its chunks are no images.
     if folder and len(marks) == 2:
-        store = _file_row(folder, None, _OTHER, f"{LEFT_OUT}{STORE}")
+        store = _file_row(folder, None, OTHER, f"{LEFT_OUT}{STORE}")
         return _Listing(place, as_table([store], FILE_SCHEMA), [])
     files = _with_voxels(root, files, headers)
     return _Listing(place, files, sorted(below, key=os.fsencode))
@@ -128,7 +127,7 @@ def _with_voxels(root: Path, files: pa.Table, headers: list[str]) -> pa.Table:
                 values[number] = getattr(stats[path], name)
         files = with_column(files, name, pa.array(values, pa.int64()))
     is_voxels = pc.is_in(files["path"], pa.array(sorted(voxels), pa.string()))
-    for name, value in (("reason", _OTHER), ("detail", f"{NO_PICTURE}voxels of a header")):
+    for name, value in (("reason", OTHER), ("detail", f"{NO_PICTURE}voxels of a header")):
         column = pc.if_else(is_voxels, value, files[name])
         files = with_column(files, name, column)
     return files

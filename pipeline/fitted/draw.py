@@ -171,9 +171,7 @@ def _rows(drawing: _Drawing, tally: DrawTally) -> Iterator[list[dict[str, Any]]]
             _row(drawing, image, labels, distance, is_learnt, tally)
             for image, distance, is_learnt in zip(images, distances, learnt.tolist(), strict=True)
         ]
-    lost = lost_rows(drawing.source)
-    tally.unreadable += len(lost)
-    yield lost
+    yield lost_rows(drawing.source, tally)
 
 
 def labels_of(
@@ -283,9 +281,9 @@ def _notes(record: MaskRecord, image: LiveImage) -> list[str]:
     """Return what is to be known of an image beside its mask."""
     notes = [RANDOM] if record.random else []
     if not image.slices:
-        return [*notes, "no slice can be read"]
+        return [*notes, f"no slice can be read: {image.why}"]
     if image.unreadable:
-        notes.append(f"{image.unreadable} slices cannot be read, and have no mask")
+        notes.append(f"{image.unreadable} slices cannot be read, and have no mask: {image.why}")
     if image.first.modality not in record.trained_on.modalities:
         notes.append(f"modality {image.first.modality}, of which the model has seen none")
     return notes

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.fitted.units import in_words, reasons_by_row
 from pipeline.segmentation.units import groups_of
 from pipeline.shared.arrays import Rows
 from pipeline.shared.pseudonyms import Names
@@ -35,13 +36,15 @@ COLUMNS = (
 class LiveImage:
     """A volume or an image. name: of its series, or its row; first: its first slice.
 
-    slices: those with features, by their rows; unreadable: how many have none, for good.
+    slices: those with features, by their rows; unreadable: how many have none, for good; why: these
+    could not be read, "" where all could.
     """
 
     name: str
     first: SliceRow
     slices: list[SliceRow]
     unreadable: int
+    why: str
 
     @property
     def rows(self) -> Rows:
@@ -53,12 +56,14 @@ class LiveImage:
 class LiveImages:
     """The live slices (m,) of a store, with real paths where the key is there.
 
-    pending: how many await extraction, and are not among them.
+    pending: how many await extraction, and are not among them. reasons: row -> why it could not be
+    read.
     """
 
     slices: pa.Table
     status: NDArray[np.uint8]
     pending: int
+    reasons: dict[int, str]
 
     @classmethod
     def of(cls, store: FeatureStore, names: Names, patients: NDArray[np.str_] | None) -> LiveImages:
@@ -71,11 +76,13 @@ class LiveImages:
             slices = with_column(slices, "patient", pa.array(patients, pa.string()))
         if names.has_key:
             slices = names.revealed(slices)
-        status = store.status()[slices["row"].to_numpy()]
+        by_row = store.status()
+        status = by_row[slices["row"].to_numpy()]
         is_live = ~is_withdrawn(slices)
         use = is_live & np.isin(status, (OK, UNREADABLE))
         pending = int((is_live & (status == VOID)).sum())
-        return cls(slices.filter(pa.array(use)), status[use], pending)
+        reasons = reasons_by_row(store, by_row)
+        return cls(slices.filter(pa.array(use)), status[use], pending, reasons)
 
     @property
     def readable(self) -> int:
@@ -91,7 +98,7 @@ class LiveImages:
         # A series at a time: as Python's, a slice takes ten times the room.
         for places in np.split(order, cuts):
             rows = slice_rows(self.slices.take(pa.array(places)))
-            yield from _of_series(rows, self.status[places] == OK)
+            yield from _of_series(rows, self.status[places] == OK, self.reasons)
 
     def pieces(self, slices: int) -> Iterator[list[LiveImage]]:
         """Yield images, of so many slices together at least, but for the last."""
@@ -108,17 +115,23 @@ class LiveImages:
             yield piece
 
 
-def _of_series(rows: Sequence[SliceRow], has_features: NDArray[np.bool_]) -> Iterator[LiveImage]:
+def _of_series(
+    rows: Sequence[SliceRow], has_features: NDArray[np.bool_], reasons: Mapping[int, str]
+) -> Iterator[LiveImage]:
     """Yield the images of a series, or its volume; what cannot be read is its, or by itself."""
     there = [rows[place] for place in np.flatnonzero(has_features).tolist()]
     unreadable = [rows[place] for place in np.flatnonzero(~has_features).tolist()]
     names, members = groups_of(there)
-    of_volume = 0
+    of_volume: list[SliceRow] = []
     if len(members) == 1 and len(there) > 1:
-        of_volume = len(unreadable)
+        of_volume = unreadable
         unreadable = []
+
+    def why(lost: Sequence[SliceRow]) -> str:
+        return in_words([reasons[row.row] for row in lost if row.row in reasons])
+
     for name, places in zip(names, members, strict=True):
         slices = [there[place] for place in places]
-        yield LiveImage(name, slices[0], slices, of_volume)
+        yield LiveImage(name, slices[0], slices, len(of_volume), why(of_volume))
     for row in unreadable:
-        yield LiveImage(f"{row.row}", row, [], 1)
+        yield LiveImage(f"{row.row}", row, [], 1, why([row]))

@@ -21,6 +21,7 @@ from pipeline.evaluation.covariates import ColumnTexts
 from pipeline.evaluation.known import known_units
 from pipeline.evaluation.metrics.operating import is_called
 from pipeline.evaluation.slice_weights import SLICE_WEIGHTS, rows_of_weights
+from pipeline.extraction.selection import LEFT_OUT, OTHER
 from pipeline.fitted.columns import check_columns, columns_of
 from pipeline.fitted.model import Model
 from pipeline.fitted.record import ModelRecord
@@ -28,6 +29,7 @@ from pipeline.fitted.regions import check_target, regions_of
 from pipeline.fitted.sources import FolderOptions, NoImagesError, Source, open_source
 from pipeline.fitted.units import LiveUnits, Piece
 from pipeline.io.decode import check_tags, read_headers
+from pipeline.io.formats.limits import NO_PICTURE
 from pipeline.report.wording import RANDOM
 from pipeline.shared.paths import unescape_path
 from pipeline.shared.table_files import check_suffix, table_writer
@@ -39,8 +41,6 @@ Doubles = NDArray[np.float64]
 UNLIKE_AT = 0.05
 # Said of a unit whose patient, or pixels, the model knows: how right it is there shows nothing.
 LEARNT = "the model has learnt from this patient or image"
-# Files that were set aside for these reasons are no images, and nobody asks about them.
-NO_IMAGES = ("other", "not-an-image", "empty")
 
 
 @dataclass
@@ -50,6 +50,8 @@ class RunTally:
     units: with an answer. learnt: units of patients or images that the model has learnt from.
     unreadable: units and files without an answer. unlike: units with p <= UNLIKE_AT. pending:
     slices that await extraction. unwritten: units without the file that was asked for.
+    files_set_aside: files that nobody took for images, which have no row, by what they are;
+    folders_left_out: by what they are.
     """
 
     units: int = 0
@@ -58,6 +60,8 @@ class RunTally:
     unreadable: int = 0
     pending: int = 0
     unwritten: int = 0
+    files_set_aside: dict[str, int] = field(default_factory=dict)
+    folders_left_out: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -307,20 +311,33 @@ def _predict_pieces(
     columns = columns_of(model.record, source)
     for piece in live.pieces():
         yield predict_piece(model, source, piece, tally, columns)
-    lost = lost_rows(source)
+    lost = lost_rows(source, tally)
     if lost:
-        tally.unreadable += len(lost)
         yield PredictedUnits(pa.Table.from_pylist(lost, schema=schema_of(model.record)))
 
 
-def lost_rows(source: Source) -> list[dict[str, Any]]:
-    """Return a row for each file that could not be read, which says why."""
+def lost_rows(source: Source, tally: RunTally) -> list[dict[str, Any]]:
+    """Return a row for each file that could not be read, which says why, and count it.
+
+    What nobody took for an image is counted alone, so that no file goes without a word.
+    """
     rows = []
     for each in source.lost:
-        if each.frame is None and each.reason not in NO_IMAGES:
-            note = f"cannot be read: {each.reason}"
+        if each.frame is not None:  # of a slice, whose unit tells it
+            continue
+        if each.detail.startswith(LEFT_OUT):
+            _add_one(tally.folders_left_out, each.detail.removeprefix(LEFT_OUT))
+        elif each.reason == OTHER:
+            _add_one(tally.files_set_aside, each.detail.removeprefix(NO_PICTURE))
+        else:
+            note = f"cannot be read: {each.reason}" + (f" ({each.detail})" if each.detail else "")
             rows.append({"unit": "", "path": each.path, "slices": 0, "notes": note})
+    tally.unreadable += len(rows)
     return rows
+
+
+def _add_one(counts: dict[str, int], what: str) -> None:
+    counts[what] = counts.get(what, 0) + 1
 
 
 def predict_piece(
@@ -411,9 +428,9 @@ def _notes(
         notes = [RANDOM] if record.random else []
         size = int(piece.sizes[i])
         if not size:
-            notes.append("no slice can be read")
+            notes.append(f"no slice can be read: {piece.why[i]}")
         elif piece.unreadable[i]:
-            notes.append(f"{piece.unreadable[i]} slices cannot be read")
+            notes.append(f"{piece.unreadable[i]} slices cannot be read: {piece.why[i]}")
         vectors = int(piece.vectors[i])
         if vectors and not fewest <= vectors <= most:
             what = "slices" if vectors == size else "volumes"

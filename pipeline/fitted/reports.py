@@ -68,9 +68,7 @@ def report(
                         _report(model.record, row, root, paths, out, tally)
                     table = pa.Table.from_pylist(rows, schema=schema)
                     write(table if tag is None else with_tag(table, source, tag))
-                lost = lost_rows(source)
-                tally.unreadable += len(lost)
-                write(pa.Table.from_pylist(lost, schema=columns))
+                write(pa.Table.from_pylist(lost_rows(source, tally), schema=columns))
     return tally
 
 

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from pipeline.config.root import Config
 from pipeline.extract import extract
 from pipeline.extraction.discover import UNKNOWN_MODALITY
 from pipeline.extraction.embed import Speed
-from pipeline.extraction.failures import Lost, failures
+from pipeline.extraction.failures import Lost, aside, failures
 from pipeline.extraction.recipes import Difference, create_store, make_recipe, recipe_differences
 from pipeline.extraction.same_store import check_store
 from pipeline.extraction.sync import update_tables
@@ -61,8 +61,8 @@ class Source:
     """A store that a model may be asked about.
 
     config: of its images, where that is known. patients (slices,): who each slice is of
-    where labels say it; None for the headers' word. lost: the files that were set aside, of a
-    folder that was embedded just now. notes: what was taken for granted.
+    where labels say it; None for the headers' word. lost: the files that were set aside, with
+    their real paths where the key is there. notes: what was taken for granted.
     """
 
     store: FeatureStore
@@ -123,7 +123,9 @@ def _is_store(path: Path) -> bool:
 def _of_store(model: AnyModel, path: Path) -> Source:
     store = FeatureStore.open(path)
     check_recipe(model, store)
-    return Source(store, Names(store.path))
+    names = Names(store.path)
+    files = store.files()
+    return Source(store, names, lost=aside(names.revealed(files) if names.has_key else files))
 
 
 def _of_config(model: AnyModel, path: Path) -> Source:
@@ -135,7 +137,7 @@ def _of_config(model: AnyModel, path: Path) -> Source:
     if config.labels is not None:
         slices = source.names.revealed(source.store.slices())
         patients = labelled_patients(config, slices, source.names)
-    return Source(source.store, source.names, config, patients)
+    return replace(source, config=config, patients=patients)
 
 
 # --- is it the model's kind of features ----------------------------------------------------

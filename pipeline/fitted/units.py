@@ -5,7 +5,8 @@ Dims: n units, m slices.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -47,9 +48,9 @@ class Piece:
     answered (a,): the numbers of those that have features, which `units` is of. paths (n,): of the
     first slice, the real one where the key is there; frames (n,): its frame; patients (n,):
     pseudonyms, "" for none; modalities (n,): of the first slice; sizes (n,): slices with features;
-    unreadable (n,): slices without, for good. vectors (n,): how many vectors a unit has, of slices
-    or of volumes. slices, unit (m,): those that `units` has, one a vector, and the number of the
-    unit of each. files, file_unit: of all slices with features.
+    unreadable (n,): slices without, for good; why (n,): they could not be read. vectors (n,): how
+    many vectors a unit has, of slices or of volumes. slices, unit (m,): those that `units` has, one
+    a vector, and the number of the unit of each. files, file_unit: of all slices with features.
     """
 
     ids: Texts
@@ -61,6 +62,7 @@ class Piece:
     modalities: Texts
     sizes: Rows
     unreadable: Rows
+    why: list[str]
     vectors: Rows
     slices: pa.Table
     unit: Rows
@@ -84,9 +86,9 @@ class LiveUnits:
 
     unit (m,) ascending: of each slice; ids (n,): row number, pseudonym, or path. other: how many
     live slices are of other modalities; pending: how many await extraction. Units of these are
-    left out. has_vector (m,): which have a vector of their own; of a volume, whose slices have one
-    vector together, the middle one. regions, pool: what units are regions of, and how they are
-    seen.
+    left out. reasons: row -> why it could not be read. has_vector (m,): which have a vector of
+    their own; of a volume, whose slices have one vector together, the middle one. regions, pool:
+    what units are regions of, and how they are seen.
     """
 
     slices: pa.Table
@@ -96,6 +98,7 @@ class LiveUnits:
     has_vector: NDArray[np.bool_]
     other: int
     pending: int
+    reasons: dict[int, str]
     regions: Regions | None = None
     pool: RegionPool = "whole"
 
@@ -121,7 +124,8 @@ class LiveUnits:
         if task.region is not None and regions is not None:
             structures = task.region.structures or regions.structures
             slices = slices_of_regions(slices, regions, structures)
-        status = store.status()[slices["row"].to_numpy()]
+        by_row = store.status()
+        status = by_row[slices["row"].to_numpy()]
         modality = slices["modality"].to_numpy(zero_copy_only=False)
         is_live = np.isin(status, (OK, UNREADABLE, VOID))
         is_live &= ~slices["withdrawn"].to_numpy(zero_copy_only=False)
@@ -149,6 +153,7 @@ class LiveUnits:
             has_vector[order],
             other,
             pending,
+            reasons_by_row(store, by_row),
             regions,
             "whole" if task.region is None else task.region.pool,
         )
@@ -191,12 +196,35 @@ class LiveUnits:
             modalities=_texts(slices, "modality")[at],
             sizes=sizes,
             unreadable=np.bincount(unit, minlength=n) - sizes,
+            why=self._why(slices, unit, n),
             vectors=np.bincount(unit[is_seen], minlength=n),
             slices=readable,
             unit=unit[is_seen],
             files=paths[has_features],
             file_unit=unit[has_features],
         )
+
+    def _why(self, slices: pa.Table, unit: Rows, n: int) -> list[str]:
+        """Return (n,) why slices of each unit could not be read, "" where all could."""
+        reasons: list[list[str]] = [[] for _ in range(n)]
+        if self.reasons:
+            for row, number in zip(slices["row"].to_pylist(), unit.tolist(), strict=True):
+                if row in self.reasons:
+                    reasons[number].append(self.reasons[row])
+        return [in_words(each) for each in reasons]
+
+
+def reasons_by_row(store: FeatureStore, status: NDArray[np.uint8]) -> dict[int, str]:
+    """Return why slices could not be read, by row; status: of all rows."""
+    return {failure.row: failure.reason for failure in store.unreadable(status)}
+
+
+def in_words(reasons: Sequence[str]) -> str:
+    """Return why some slices could not be read: `truncated`, or how many for each reason."""
+    counts = sorted(Counter(reasons).items())
+    if len(counts) == 1:
+        return counts[0][0]
+    return ", ".join(f"{reason} {n}" for reason, n in counts)
 
 
 def unit_chunks(units: Units) -> Iterator[Units]:

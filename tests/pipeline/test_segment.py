@@ -445,7 +445,7 @@ def test_a_changed_mask_is_answered_anew(answered: Config, tmp_path: Path) -> No
     (example,) = third.tally.unmatched_label_examples
     assert example.startswith("~")
     with err.capture() as captured:
-        _show_left_out(err, "lesion", third)
+        _show_left_out(err, "lesion", third.tally)
     assert "`radprobe segment CONFIG --paths` tells which files" in captured.get()
     (revealed,) = _with_paths([third], config, reveal=True)
     (example,) = revealed.tally.unmatched_label_examples

@@ -126,6 +126,32 @@ def test_a_plan_names_files_where_it_is_asked_to(config: Path) -> None:
     assert "other: notes.txt: no known image format" in by_name
 
 
+def test_a_plan_names_every_file_that_is_set_aside_by_reason(config: Path) -> None:
+    data = config.parent / "data"
+    (data / ".git").mkdir()
+    for number in range(4):
+        (data / f"empty{number}.dcm").write_bytes(b"")
+        (data / f"letter{number}.dcm").write_text("a letter")
+        (data / f"notes{number}.txt").write_text("text")
+    by_name = CliRunner().invoke(app, ["plan", str(config), "--paths"]).output
+    named = [line.split(":")[:2] for line in by_name.splitlines() if line.startswith("  ")]
+    assert named == [
+        *(["  empty", f" {name}.dcm"] for name in ("empty0", "empty1", "empty2", "empty3", "lost")),
+        *(["  not-an-image", f" letter{number}.dcm"] for number in range(4)),
+        *(["  other", f" {name}.txt"] for name in ("notes", *(f"notes{i}" for i in range(4)))),
+        ["  other", " .git"],
+    ]
+    # Without their names, one of each reason says enough.
+    by_default = CliRunner().invoke(app, ["plan", str(config)]).output
+    shown = [line for line in by_default.splitlines() if line.startswith("  ")]
+    assert shown == [
+        "  empty: the file has no bytes",
+        "  not-an-image: no known image format",
+        "  other: no known image format",
+        "  --paths tells which files these are.",
+    ]
+
+
 def test_a_plan_tells_what_is_set_aside_and_counts_in_grammar(
     config: Path, said: list[str]
 ) -> None:

@@ -325,10 +325,15 @@ def test_what_cannot_be_read_has_a_row_that_says_why(
     shutil.copy(project / "images/png/q0.png", new / "a.png")
     data = (project / "images/png/q1.png").read_bytes()
     (new / "b.png").write_bytes(data[: len(data) // 2])
+    (new / "c.dcm").write_bytes(b"")
+    (new / "readme.txt").write_text("no image")
     tally = draw(near, new, tmp_path / "out", HERE)
-    assert (tally.units, tally.unreadable) == (1, 1)
-    assert [row["path"] for row in rows_of(tmp_path / "out")] == ["a.png", "b.png"]
-    assert "cannot be read" in rows_of(tmp_path / "out")[1]["notes"]
+    assert (tally.units, tally.unreadable) == (1, 2)
+    assert tally.files_set_aside == {"no known image format": 1}
+    notes = {row["path"]: row["notes"] for row in rows_of(tmp_path / "out")}
+    assert notes.keys() == {"a.png", "b.png", "c.dcm"}
+    assert "read: truncated" in notes["b.png"]
+    assert notes["c.dcm"] == "cannot be read: empty (the file has no bytes)"
 
 
 # --- what is refused -------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from PIL import Image
 from typer.testing import CliRunner
 
 from pipeline.cli import app
@@ -604,6 +605,46 @@ def test_a_bad_file_has_a_row_that_says_why(project: Path, tmp_path: Path) -> No
     assert [row["path"] for row in rows] == ["a.png", "b.png"]
     assert rows[1]["proba:dark"] is None
     assert "read" in rows[1]["notes"]
+
+
+def test_no_file_that_is_set_aside_goes_without_a_word(project: Path, tmp_path: Path) -> None:
+    new = tmp_path / "new"
+    (new / ".git").mkdir(parents=True)
+    shutil.copy(project / "data/00.png", new / "a.png")
+    # Whose header is whole: that it is cut is known once its pixels are read.
+    Image.fromarray(np.random.default_rng(0).integers(0, 200, (400, 400), np.uint8)).save(
+        new / "half.jpg"
+    )
+    os.truncate(new / "half.jpg", (new / "half.jpg").stat().st_size // 2)
+    (new / "patient7.dcm").write_bytes(b"")
+    (new / "patient8.dcm").write_text("a letter")
+    (new / "scans.zip").write_bytes(b"PK\3\4" + bytes(60))
+    (new / "readme.txt").write_text("no image")
+    (new / "started").write_bytes(b"")
+    out = tmp_path / "p.csv"
+    model = str(project / "model")
+    kept = tmp_path / "kept"
+    words = ["predict", model, str(new), "--store", str(kept), "--workers", "0", "--out", str(out)]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 1, done.output
+    said = " ".join(done.output.split())
+    assert "1 image units" in said
+    assert "4 could not be read: their notes say why." in said
+    assert (
+        "Without a row, as no images by themselves: 2 files (no known image format 1; the file has "
+        "no bytes 1)." in said
+    )
+    assert "Not searched: 1 folder (.git 1)." in said
+    with out.open(newline="") as file:
+        notes = {row["path"]: row["notes"] for row in csv.DictReader(file)}
+    assert notes.keys() == {"a.png", "half.jpg", "patient7.dcm", "patient8.dcm", "scans.zip"}
+    assert "cannot be read: empty (the file has no bytes)" in notes["patient7.dcm"]
+    assert "cannot be read: not-an-image (no known image format)" in notes["patient8.dcm"]
+    assert "cannot be read: unsupported (packed in an archive" in notes["scans.zip"]
+    assert "no slice can be read: truncated" in notes["half.jpg"]
+    # Asked about the store, without the folder, the model says the same.
+    again = predictions(Model.load(project / "model"), kept)
+    assert dict(zip(again["path"].to_pylist(), again["notes"].to_pylist(), strict=True)) == notes
 
 
 def test_a_watched_folder_is_answered_as_images_arrive(project: Path, tmp_path: Path) -> None:

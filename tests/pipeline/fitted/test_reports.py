@@ -130,6 +130,7 @@ def test_what_is_no_dicom_has_a_row_and_no_report(project: Path, tmp_path: Path)
     pixels = np.random.default_rng(0).integers(0, 200, (40, 40))
     write_png(tmp_path / "new/a.png", pixels.astype(np.uint8))
     save(dicom(pixels.astype(np.int16)), tmp_path / "new/b.dcm")
+    (tmp_path / "new/c.dcm").write_bytes(b"")
     run = CliRunner()
     words = ["predict", str(project / "model"), str(tmp_path / "new"), "--to", "dicom-sr"]
     done = run.invoke(app, [*words, "--out", str(tmp_path / "out"), "--workers", "0"])
@@ -140,6 +141,8 @@ def test_what_is_no_dicom_has_a_row_and_no_report(project: Path, tmp_path: Path)
     assert rows["a.png"]["files"] == ""
     assert rows["a.png"]["proba:bright"]
     assert "its files are no DICOM" in rows["a.png"]["notes"]
+    assert rows["c.dcm"]["files"] == ""
+    assert rows["c.dcm"]["notes"] == "cannot be read: empty (the file has no bytes)"
 
 
 def test_a_store_alone_and_a_full_folder_are_refused(project: Path, tmp_path: Path) -> None:

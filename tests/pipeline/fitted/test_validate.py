@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from pipeline.cli import app
+from pipeline.commands.printing import show_validation
 from pipeline.config.root import Config
 from pipeline.evaluation.known import patient_digest
 from pipeline.fitted.fit import fit
@@ -77,6 +79,16 @@ def test_a_model_is_held_against_other_labels(model: Model, tmp_path: Path) -> N
     assert validation.unlike.value < 0.2
     assert 0.3 < validation.domain_auroc < 0.7
     assert any("another key" in note for note in validation.notes)
+
+
+def test_a_labelled_image_that_is_not_there_is_told(model: Model, tmp_path: Path) -> None:
+    away = config(collection(tmp_path / "away", 2))
+    with (tmp_path / "away/labels.csv").open("a") as file:
+        file.write("lost.png,yes,0,f\n")
+    console = Console(width=200)
+    with console.capture() as captured:
+        show_validation(console, validate(model, away))
+    assert "sick: left out 1 unmatched labels." in captured.get()
 
 
 def test_what_the_model_has_learnt_from_is_refused_or_left_out(model: Model, home: Path) -> None:
