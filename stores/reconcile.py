@@ -93,10 +93,10 @@ class Known:
     -> sha256 of the file it was made from, None where there is none. hash_file: path -> sha256 now.
     failed: row -> reason, of committed rows that could not be read. spent: rows that hold nothing
     and never will. boundary: the first row of a fresh part. withdrawn: patients withdrawn by name;
-    their slices are not among the discovered. barred: rows of theirs, which no other slice takes for
-    its content. joined: whether the slices of one series stand or
-    fall together, by their modality, because the features of each depend on all. why_gone: of a
-    slice (path, frame) that is not among the discovered, why.
+    their slices are not among the discovered. barred: rows of theirs, which no other slice takes
+    for its content. joined: whether the slices of one series stand or fall together, by their
+    modality, because the features of each depend on all. why_gone: of a slice (path, frame) that
+    is not among the discovered, why.
     """
 
     opened: pa.Array

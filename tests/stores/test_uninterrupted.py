@@ -3,6 +3,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,14 @@ import pytest
 from stores.claims import exclusive, stems
 from stores.uninterrupted import uninterrupted
 from tests.interrupting import interrupted_at
+
+
+@pytest.fixture(autouse=True)
+def heard() -> Iterator[None]:
+    """Have Ctrl-C raise KeyboardInterrupt, whatever a test before has left of it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def test_a_signal_within_comes_behind() -> None:
