@@ -235,7 +235,16 @@ def disk(place: Path, needed: int, *, small: bool) -> Iterator[list[str]]:
     try:
         yield ["mount", "-o", f"remount,size={needed * 20}", str(place)]
     finally:
-        subprocess.run(["umount", str(place)], check=True)
+        unmount(place)
+
+
+def unmount(place: Path, tries: int = 100) -> None:
+    """Unmount a disk, once the readers of processes that were killed have ended as well."""
+    while subprocess.run(["umount", str(place)], capture_output=True).returncode:
+        tries -= 1
+        if not tries:
+            raise OSError(f"{place} is still in use.")
+        time.sleep(0.1)
 
 
 def compare(calm: FeatureStore, path: Path) -> tuple[bool, bool]:
