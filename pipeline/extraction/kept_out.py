@@ -51,11 +51,11 @@ class KeptOut:
     hash_file: HashFile
 
     def without(
-        self, slices: pa.Table, withdrawn: Withdrawn, as_before: pa.Array
+        self, slices: pa.Table, withdrawn: Withdrawn, as_before: Callable[[], pa.Array]
     ) -> tuple[pa.Table, Withdrawn]:
         """Return the slices (real paths) that are of none of the patients withdrawn by name.
 
-        as_before: paths whose content the store knows already, and need not be asked. The files
+        as_before: tells the paths whose content is as it was, and need not be asked. The files
         that labels or content give to a patient are among `withdrawn` as it comes back: they stay
         out where the labels are not at hand, and where their numbers were purged.
         """
@@ -70,7 +70,7 @@ class KeptOut:
         if not withdrawn.files:
             return where(slices, pa.array(~(by_headers | by_labels))), withdrawn
         nameless = pc.and_(pc.is_null(slices["patient"]), pc.is_null(of_labels))
-        unknown = pc.and_(nameless, pc.invert(pc.is_in(slices["path"], as_before)))
+        unknown = pc.and_(nameless, pc.invert(pc.is_in(slices["path"], as_before())))
         withdrawn = withdrawn.adding((), self._copies(slices.filter(unknown), withdrawn))
         by_path = self._by_path(slices, withdrawn.all_files)
         return where(slices, pa.array(~(by_headers | by_labels | by_path))), withdrawn

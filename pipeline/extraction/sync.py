@@ -205,7 +205,7 @@ def _look(
     # Slices are left out before rows are given, so that none takes a row that must not have one:
     # those of a patient who was withdrawn by name, then those that are not wanted.
     kept_out = KeptOut(config, Names(config.store, config.data.paths, key), hash_file)
-    as_before = _as_before(stored.slices, opened)
+    as_before = functools.partial(_as_before, stored.slices, opened)
     of_patients, withdrawn = kept_out.without(discovery.slices, tables.withdrawn, as_before)
     candidates, notes = _without_flags(of_patients, config.data.leave_out)
     slices = _selected(config, candidates, stored.slices, key)
