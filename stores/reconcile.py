@@ -10,7 +10,7 @@ import functools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -38,8 +38,6 @@ RETRIES = 2
 _NEW = "it is new"
 # The columns by which a slice is matched to a row.
 _COLUMNS = ["row", "path", "frame", "series", "modality", "patient", "withdrawn"]
-# Digests of files that are remembered while a collection is reconciled.
-_REMEMBERED = 2**16
 
 Name = tuple[str, int]  # path and frame
 
@@ -90,13 +88,13 @@ class Known:
     """What the caller knows beside the tables.
 
     opened: discovered paths whose size or time differ from when they were last seen. digest_of: row
-    -> sha256 of the file it was made from, None where there is none. hash_file: path -> sha256 now.
-    failed: row -> reason, of committed rows that could not be read. spent: rows that hold nothing
-    and never will. boundary: the first row of a fresh part. withdrawn: patients withdrawn by name;
-    their slices are not among the discovered. barred: rows of theirs, which no other slice takes
-    for its content. joined: whether the slices of one series stand or fall together, by their
-    modality, because the features of each depend on all. why_gone: of a slice (path, frame) that
-    is not among the discovered, why.
+    -> sha256 of the file it was made from, None where there is none. hash_file: path -> sha256 now,
+    remembered, since a path is asked for more than once. failed: row -> reason, of committed rows
+    that could not be read. spent: rows that hold nothing and never will. boundary: the first row of
+    a fresh part. withdrawn: patients withdrawn by name; their slices are not among the discovered.
+    barred: rows of theirs, which no other slice takes for its content. joined: whether the slices
+    of one series stand or fall together, by their modality, because the features of each depend on
+    all. why_gone: of a slice (path, frame) that is not among the discovered, why.
     """
 
     opened: pa.Array
@@ -131,9 +129,6 @@ def reconcile(stored: pa.Table, discovered: pa.Table, known: Known) -> Reconcile
     passing reason is tried again. A joined series of which a slice came, went or changed is
     appended anew as a whole.
     """
-    remember = functools.lru_cache(_REMEMBERED)
-    known = replace(known, hash_file=remember(known.hash_file))
-
     # First what is as it was, by columns: nothing else may take those rows.
     unchanged = _unchanged(stored, discovered, known)
     same = where(discovered, pa.array(unchanged.mask))

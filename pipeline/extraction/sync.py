@@ -10,7 +10,7 @@ import contextlib
 import functools
 import json
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from pipeline.annotations.mask_matching import join
 from pipeline.annotations.patients import note_patients
 from pipeline.config.root import Config
 from pipeline.extraction.discover import READER_VERSION, Discovery, Open, discover
-from pipeline.extraction.kept_out import HashFile, KeptOut
+from pipeline.extraction.kept_out import KeptOut
 from pipeline.extraction.recipes import seen_by_volume
 from pipeline.extraction.selection import Selection
 from pipeline.io.detached import content_digest
@@ -42,7 +42,7 @@ from stores.errors import (
     UnreadableError,
 )
 from stores.reconcile import NOT_FOUND, Known, Reconciled, reconcile
-from stores.slices import SLICE_SCHEMA, Tables, of_modalities, where
+from stores.slices import SLICE_SCHEMA, of_modalities, where
 from stores.withdrawn import NOBODY, Withdrawn
 
 log = logging.getLogger(__name__)
@@ -212,10 +212,7 @@ def _look(
     reconciled = reconcile(
         stored.slices,
         slices,
-        replace(
-            _known(config, store, tables, stored.slices, opened, of_patients, hash_file),
-            barred=kept_out.rows_of(stored.slices, withdrawn),
-        ),
+        _known(config, store, withdrawn, stored.slices, opened, of_patients, kept_out),
     )
 
     show = functools.partial(hide_path, key) if config.data.paths == "hide" else reveal
@@ -290,11 +287,11 @@ def _without_flags(slices: pa.Table, unwanted: tuple[str, ...]) -> tuple[pa.Tabl
 def _known(
     config: Config,
     store: FeatureStore,
-    tables: Tables,
+    withdrawn: Withdrawn,
     stored: pa.Table,
     opened: pa.Array,
     discovered: pa.Table,
-    hash_file: HashFile,
+    kept_out: KeptOut,
 ) -> Known:
     """Return what the store knows of its rows beside its tables, as `reconcile` asks it.
 
@@ -306,12 +303,13 @@ def _known(
     return Known(
         opened=opened,
         digest_of=_FileDigests(store).of,
-        hash_file=hash_file,
+        hash_file=kept_out.hash_file,
         # A committed part is never written again: new slices begin a part of their own.
         boundary=store.layout.next_boundary(last_row + 1),
         failed=store.failures(),
         spent=store.spent(),
-        withdrawn=tables.withdrawn.patients,
+        withdrawn=withdrawn.patients,
+        barred=kept_out.rows_of(stored, withdrawn),
         joined=seen_by_volume(config),
         why_gone=_WhyGone(config, discovered).of,
     )

@@ -88,26 +88,26 @@ def find_patient(path: Path, patient: str, config: Config | None = None) -> Pati
     # A label file may call one patient otherwise than the headers do: both names are withdrawn.
     for source in sources:
         wanted |= source.aliases(wanted, in_headers)
-    of_header = np.isin(in_headers.astype(object), sorted(wanted))
+    patients = tuple(sorted(wanted))
+    of_header = np.isin(in_headers.astype(object), patients)
     by_labels = np.zeros(len(slices), bool)
     for source in sources:
-        by_labels |= np.isin(source.patients, sorted(wanted))
+        by_labels |= np.isin(source.patients, patients)
     # Only these must be named by row: a later look knows the others by their headers.
     alone = by_labels & ~of_header
     named = in_headers.astype(bool)
     for source in sources:
         named |= np.array([patient is not None for patient in source.patients], bool)
+    theirs = of_header | by_labels
     digests = store.read("file_digest")[row_numbers(slices)]
-    copies = _same_files(digests, of_header | by_labels, ~named)
+    copies = _same_files(digests, theirs, ~named)
     found_by = _found_by(config, names, slices, of_header, alone, wanted)
     if copies.any():
         found_by[COPIES] = int(copies.sum())
-    patients = tuple(sorted(wanted))
     files = _files_of(sources, names, slices, alone, wanted)
     if names.has_key:
-        contents = _contents(names, digests[of_header | by_labels])
-        files[patients[0]] = files.get(patients[0], frozenset()) | contents
-        files[patients[0]] |= _files_without_name(names, slices, copies)
+        known_by = _contents(names, digests[theirs]) | _files_without_name(names, slices, copies)
+        files[patients[0]] = files.get(patients[0], frozenset()) | known_by
     return PatientSlices(
         names=patients,
         rows=row_numbers(slices)[alone | copies],
@@ -137,7 +137,7 @@ def _files_without_name(names: Names, slices: pa.Table, copies: Mask) -> frozens
 def _contents(names: Names, digests: Digests) -> frozenset[str]:
     """Return the keyed hashes of the contents of files, by which a copy is known."""
     if not digests.any():
-        return frozenset()  # and no key is made, or asked for
+        return frozenset()
     each = np.unique(digests[digests.any(axis=1)], axis=0)
     return frozenset(hash_of_content(names, bytes(digest).hex()) for digest in each)
 

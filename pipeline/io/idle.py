@@ -20,7 +20,7 @@ class IdleWorkers:
 
     def __init__(self) -> None:
         self._workers: list[Worker] = []
-        self._of_parent: list[Worker] = []
+        self._inherited: list[Worker] = []  # of the process that this one was forked from
         self._lock = threading.Lock()
         self._timer: threading.Timer | None = None
 
@@ -49,7 +49,7 @@ class IdleWorkers:
 
     def forget(self) -> None:
         """Begin anew in a forked process: those that wait are its parent's, which goes on."""
-        self._of_parent = self._workers  # kept: nothing of them may be ended here
+        self._inherited = self._workers  # not dropped: nothing of them may be ended here
         self._workers = []
         self._lock = threading.Lock()  # another thread, which is not here, may have had it
         self._timer = None

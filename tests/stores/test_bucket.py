@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from stores.bucket import Bucket
@@ -51,6 +53,15 @@ def test_what_is_removed_or_was_never_there_is_not_found(bucket: Bucket) -> None
     assert bucket.get([]) == {}
     with pytest.raises(FileNotFoundError):
         bucket.get(["c.json", "a.json"])
+
+
+def test_what_a_file_system_raises_of_its_own_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "recipe.json").mkdir()
+    bucket = Bucket(f"file://{tmp_path}")
+    with pytest.raises(ConfigError, match="cannot be read: IsADirectoryError.*what they allow"):
+        bucket.get(["recipe.json"])
+    with pytest.raises(ConfigError, match="cannot be written to: IsADirectoryError"):
+        bucket.put({"recipe.json": b"1"})
 
 
 def test_small_objects_of_s3_are_read_without_being_asked_for_their_sizes(s3_url: str) -> None:
